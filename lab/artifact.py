@@ -1,0 +1,135 @@
+"""Networks as files: weights as safetensors, what they are as JSON; nothing in them is code.
+
+``network.json`` says which registered class the network is and with which arguments; reading it builds registered
+classes only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_model
+from torch import Tensor, nn
+
+from lab.errors import UserError
+from lab.files import replacing, write_json
+
+WEIGHTS = "network.safetensors"
+DESCRIPTION = "network.json"
+SCHEMA = 1
+
+
+class ArtifactError(UserError):
+    """A file that should be a network is missing, damaged, or another network."""
+
+
+class Teacher:
+    """A network that is only asked: frozen, in eval mode, outside optimizer, ``state_dict`` and DDP.
+
+    It is no ``nn.Module`` on purpose: a module that holds one neither trains, saves nor moves it, and ``train()``
+    does not reach it. It follows its inputs to their device and precision.
+
+    Args:
+        network: taken over, not copied.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The network's outputs, without a graph."""
+        first = next(self.network.parameters(), None)
+        if first is not None and (
+            first.device != inputs.device or (inputs.is_floating_point() and first.dtype != inputs.dtype)
+        ):
+            self.network.to(inputs.device, inputs.dtype if inputs.is_floating_point() else None)
+        outputs: Tensor = self.network(inputs)
+        return outputs
+
+
+def save(folder: Path, network: nn.Module, kind: str, spec: Mapping[str, Any]) -> int:
+    """Write a network into a folder, each file whole or not at all.
+
+    Args:
+        kind: the registry kind of its class, ``networks`` or ``modules``.
+        spec: the component that builds it: ``name`` and arguments.
+
+    Returns:
+        The size of the weights' file in bytes.
+    """
+    with replacing(folder / WEIGHTS) as temporary:
+        save_model(network, str(temporary))
+    write_json(folder / DESCRIPTION, {"schema": SCHEMA, "kind": kind, "component": dict(spec)})
+    return (folder / WEIGHTS).stat().st_size
+
+
+def describe(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The kind and the component of a saved network.
+
+    Raises:
+        ArtifactError: there is none, or its description is damaged.
+    """
+    path = folder / DESCRIPTION
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        kind, spec = data["kind"], data["component"]
+    except FileNotFoundError as cause:
+        raise ArtifactError(
+            f"{folder} has no {DESCRIPTION}: its stage has not finished, or it is no stage of a run"
+        ) from cause
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise ArtifactError(f"{path} is damaged: {cause}") from cause
+    if kind not in ("networks", "modules") or not isinstance(spec, dict):
+        raise ArtifactError(f"{path} is damaged: expected a network or a module, got {kind!r}")
+    return kind, spec
+
+
+def load_weights(network: nn.Module, weights: Path | Mapping[str, Tensor], *, except_for: tuple[str, ...] = ()) -> None:
+    """Put saved weights into a network that was built for them.
+
+    Args:
+        weights: a safetensors file, or a state dict.
+        except_for: prefixes of tensors to leave as they are, such as ``("head.",)``.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, or the tensors are another network's; names the first that
+        differ.
+    """
+    source = "the checkpoint"
+    if isinstance(weights, Path):
+        source = str(weights)
+        try:
+            weights = load_file(weights)
+        except (OSError, SafetensorError) as cause:
+            raise ArtifactError(f"{source} cannot be read: {cause}") from cause
+    own = network.state_dict()
+    wanted = {key for key in own if not key.startswith(except_for)} if except_for else set(own)
+    same_memory = _tied(own)
+    missing = sorted(
+        key for key in wanted if key not in weights and not any(other in weights for other in same_memory[key])
+    )
+    unexpected = sorted(key for key in weights if key not in own)
+    shapes = [
+        f"{key}: {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in sorted(wanted & set(weights))
+        if weights[key].shape != own[key].shape
+    ]
+    faults = [*shapes, *(f"{key}: missing" for key in missing), *(f"{key}: not in this network" for key in unexpected)]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ArtifactError(f"{source} has the weights of another network: {'; '.join(faults[:3])}{more}")
+    network.load_state_dict({key: weights[key] for key in wanted if key in weights}, strict=False)
+
+
+def _tied(state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """For every tensor, the names of those that share its memory: safetensors keeps one of them."""
+    groups: dict[tuple[int, int], list[str]] = {}
+    for key, tensor in state.items():
+        groups.setdefault((tensor.data_ptr(), tensor.numel()), []).append(key)
+    return {key: [k for k in group if k != key] for group in groups.values() for key in group}

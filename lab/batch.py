@@ -1,0 +1,102 @@
+"""What travels from data to modules: the batch types, and the protocols that tie the two together.
+
+A datamodule says what it yields (``yields = Labelled``), a module what it consumes (``consumes = Labelled``); ``lab
+check`` refuses a pair that doesn't fit. Classes that say neither, anyone's plain Lightning classes, are left to
+themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+UNLABELLED = -1
+"""The class index of an image whose label is withheld; withheld real-valued targets are NaN."""
+
+
+@dataclass
+class Labelled:
+    """Inputs and what they should give; unpacks as ``x, y = batch``.
+
+    Args:
+        inputs: ``[B, ...]``.
+        targets: ``[B]`` class indices, or ``[B, K]`` real values.
+        index: ``[B]`` position of each sample in its split, the key of any per-sample cache.
+        task: ``[B]`` or scalar, the task of a stream.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    index: Tensor | None = None
+    task: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.inputs
+        yield self.targets
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, which: Tensor | slice) -> Labelled:
+        """The samples that a mask, indices or a slice choose."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Labelled(**{k: v[which] if isinstance(v, Tensor) and v.ndim else v for k, v in parts.items()})
+
+    @property
+    def labelled(self) -> Tensor:
+        """``[B]`` bool: the samples whose target is known."""
+        if self.targets.is_floating_point():
+            return ~self.targets.reshape(len(self.targets), -1).isnan().any(dim=1)
+        return self.targets != UNLABELLED
+
+    @classmethod
+    def of(cls, batch: Any) -> Labelled:
+        """A batch as it came from anyone's loader: a ``Labelled`` itself, or a pair ``(inputs, targets)``.
+
+        Raises:
+            TypeError: it is neither.
+        """
+        if isinstance(batch, cls):
+            return batch
+        if isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+            return cls(batch[0], batch[1])
+        raise TypeError(f"a batch of inputs and targets was expected, got {type(batch).__name__}")
+
+
+@dataclass
+class SourceTarget:
+    """A labelled batch of one domain beside a batch of another."""
+
+    source: Labelled
+    target: Labelled
+
+
+@dataclass
+class Episodes:
+    """Few-shot tasks: ``support`` to learn from and ``query`` to be judged on; tasks in the first dimension."""
+
+    support: Labelled
+    query: Labelled
+
+
+@dataclass
+class Rollout:
+    """Steps of a policy in vectorised environments; every tensor starts with ``[time, environment]``."""
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+
+
+class Transform(Protocol):
+    """A function of a batch of inputs, ``[B, ...]`` to ``[B, ...]``, its randomness from ``generator`` alone."""
+
+    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """The transformed inputs."""
+        ...

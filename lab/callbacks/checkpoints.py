@@ -1,0 +1,282 @@
+"""Which weights a stage ends with: the best that may be selected, else the last; each in a file that loads safely."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint
+from typing_extensions import override
+
+from lab.errors import UserError
+from lab.files import replacing
+from lab.ranges import Count, NonNegative, checked
+from lab.registry import nearest
+
+
+class Checkpoints(Checkpoint):
+    """Keeps ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``, ordinary Lightning checkpoints.
+
+    ``monitor`` is read after every validation, and where there is none after every training epoch. An epoch's weights
+    are the best if the module's ``selectable(epoch)``, where it has one, allows them and the metric is strictly better
+    than before: of equals the earlier stays, NaN never wins, and the sanity check doesn't count.
+
+    Files are written at most once in ``every_seconds``: short epochs would spend their time on the disk. Which weights
+    are best doesn't depend on that: they are kept in memory, as the bytes of their file, until the next write, at the
+    latest when the fit ends or fails. ``kill -9`` can lose a best that is younger than ``every_seconds``, but then
+    ``last.ckpt``, which is written right after it, doesn't know of it either.
+
+    When the fit fails after a finished step (an error, Ctrl-C, SIGTERM), ``last.ckpt`` is written once more; after an
+    error or Ctrl-C it may hold part of a step. With several processes only SIGTERM does that: otherwise they may be at
+    different places.
+
+    Args:
+        monitor: the metric that decides; None: there is no best. lab gives the module's.
+        mode: whether ``min`` or ``max`` of it is best.
+        every_n_epochs: epochs in between are neither candidates nor written.
+        every_seconds: seconds between two writes, at least.
+    """
+
+    @checked
+    def __init__(
+        self,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        every_n_epochs: Count = 1,
+        every_seconds: NonNegative = 20.0,
+    ) -> None:
+        self.monitor = monitor
+        self.mode = mode
+        self.every_n_epochs = every_n_epochs
+        self.every_seconds = every_seconds
+        self._folder: Path | None = None
+        self._best: _Best | None = None
+        self._held: io.BytesIO | None = None  # the best, not yet on disk
+        self._due_at = 0.0
+        self._written_after = 0  # batches
+        self._validated_after = -1
+
+    @property
+    def best(self) -> Path | None:
+        """The file of the best weights; None if no epoch's could be selected."""
+        return self._existing("best.ckpt") if self._best else None
+
+    @property
+    def last(self) -> Path | None:
+        """The file of the last weights written."""
+        return self._existing("last.ckpt")
+
+    @property
+    def chosen(self) -> Path | None:
+        """``best``, else ``last``."""
+        return self.best or self.last
+
+    @property
+    def best_score(self) -> float | None:
+        """The monitored metric of the best weights."""
+        return self._best.score if self._best else None
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch, from 0, that ended with the best weights."""
+        return self._best.epoch if self._best else None
+
+    @property
+    def chosen_metrics(self) -> dict[str, float]:
+        """All metrics as they were with the best weights; empty where the last ones are chosen."""
+        return dict(self._best.metrics) if self._best else {}
+
+    @property
+    def best_model_path(self) -> str:
+        """``chosen`` under Lightning's name, for ``trainer.test(ckpt_path="best")``."""
+        return str(self.chosen or "")
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder = Path(trainer.default_root_dir) / "checkpoints"
+        if stage == "fit" and not _saves_one_file(trainer.strategy):
+            raise UserError(
+                f"checkpoints writes one file, but {type(trainer.strategy).__name__} saves a folder of shards; "
+                "use ddp or fsdp, or remove it (callbacks: {checkpoints: null}) and bring a ModelCheckpoint"
+            )
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._written_after = _finished(trainer)
+        self._due_at = 0.0
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        self._validated_after = _finished(trainer)
+        if not trainer.is_last_batch:  # else the epoch's end is next, with the metrics of its training too
+            self._consider(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._consider(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+        trainer.strategy.barrier("checkpoints")
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
+            return
+        try:
+            self._write(trainer)
+        except Exception as cause:  # what went wrong first is what has to be told
+            exception.add_note(f"The checkpoints were not updated either: {cause}")
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._best is None:
+            return {}
+        return {"monitor": self.monitor, "mode": self.mode, **vars(self._best)}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best so far; without its file, or by another metric, there is none yet."""
+        state = dict(state_dict)
+        if (state.pop("monitor"), state.pop("mode")) == (self.monitor, self.mode) and self._existing("best.ckpt"):
+            self._best = _Best(**state)
+
+    def _existing(self, name: str) -> Path | None:
+        path = self._folder / name if self._folder else None
+        return path if path is not None and path.exists() else None
+
+    def _consider(self, trainer: Trainer, module: LightningModule) -> None:
+        """See whether the weights are the best, and write what is due."""
+        if (trainer.current_epoch + 1) % self.every_n_epochs:
+            return
+        now = None
+        if self.monitor is not None and (self._validated_after == _finished(trainer) or not _validates(trainer)):
+            now = self._judge(trainer, module, self.monitor)
+        if trainer.strategy.broadcast(time.monotonic() >= self._due_at):
+            self._write(trainer, now)
+
+    def _judge(self, trainer: Trainer, module: LightningModule, monitor: str) -> io.BytesIO | None:
+        """The checkpoint of the weights as they are if they are the best."""
+        metrics = trainer.callback_metrics
+        if monitor not in metrics:
+            if _validates(trainer):
+                raise UserError(_unknown(monitor, metrics))
+            if self._validated_after < 0:
+                rank_zero_warn(f"{_unknown(monitor, metrics)}; without validation data the last weights are chosen")
+                self._validated_after = 0
+            return None
+        selectable = getattr(module, "selectable", None)
+        if callable(selectable) and not selectable(trainer.current_epoch):
+            return None
+        score = float(metrics[monitor])
+        better = not math.isnan(score) and (
+            self._best is None or (score < self._best.score if self.mode == "min" else score > self._best.score)
+        )
+        better, score = trainer.strategy.broadcast((better, score))  # processes may have seen other samples
+        if not better:
+            return None
+        self._best = _Best(score, trainer.current_epoch, {name: float(value) for name, value in metrics.items()})
+        self._held = _checkpoint(trainer)
+        return self._held
+
+    def _write(self, trainer: Trainer, now: io.BytesIO | None = None) -> None:
+        """Write the best that is held, then the weights as they are, whose checkpoint may be at hand as ``now``."""
+        if self._folder is None:
+            return
+        if self._held is not None:
+            _save(trainer, self._folder / "best.ckpt", self._held)
+            self._held = None
+        if self._written_after != _finished(trainer):
+            _save(trainer, self._folder / "last.ckpt", now or _checkpoint(trainer))
+            self._written_after = _finished(trainer)
+        self._due_at = time.monotonic() + self.every_seconds
+
+
+@dataclass
+class _Best:
+    score: float
+    epoch: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def _finished(trainer: Trainer) -> int:
+    """Batches whose step is over, in all epochs."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.completed)
+
+
+def _validates(trainer: Trainer) -> bool:
+    return trainer.enable_validation and sum(trainer.num_val_batches) > 0
+
+
+def _saves_one_file(strategy: Strategy) -> bool:
+    return type(strategy).save_checkpoint is Strategy.save_checkpoint or (
+        getattr(strategy, "_state_dict_type", None) == "full"
+    )
+
+
+def _unknown(monitor: str, metrics: Mapping[str, Tensor]) -> str:
+    logged = ", ".join(sorted(metrics)) or "nothing"
+    return f"checkpoints: no metric '{monitor}' was logged{nearest(monitor, metrics)}; logged were: {logged}"
+
+
+def _checkpoint(trainer: Trainer) -> io.BytesIO:
+    """The bytes of a Lightning checkpoint; every process takes part, rank zero has the result.
+
+    Raises:
+        TypeError: it has values that don't load with ``weights_only=True``; the message names them.
+    """
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    content = io.BytesIO()
+    if trainer.is_global_zero:
+        torch.save(checkpoint, content)
+        if get_unsafe_globals_in_checkpoint(content):
+            raise TypeError(
+                "a checkpoint holds numbers, strings, tensors, and lists and mappings of them, so that loading it runs "
+                f"no code; this one also holds {', '.join(_unsafe(checkpoint))}"
+            )
+    return content
+
+
+def _save(trainer: Trainer, path: Path, content: io.BytesIO) -> None:
+    if not trainer.is_global_zero:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content.getbuffer())
+    except OSError as cause:
+        said = f"the checkpoint could not be written ({cause.strerror}); the one before it is intact"
+        raise OSError(cause.errno, said, str(path)) from cause
+
+
+def _unsafe(value: Any, place: str = "") -> Iterator[str]:
+    """Where the values are that don't load with ``weights_only=True``, and their types."""
+    content = io.BytesIO()
+    torch.save(value, content)
+    if not get_unsafe_globals_in_checkpoint(content):
+        return
+    parts: Mapping[Any, Any] = {}
+    if isinstance(value, Mapping):
+        parts = value
+    elif isinstance(value, list | tuple):
+        parts = dict(enumerate(value))
+    inside = [found for key, part in parts.items() for found in _unsafe(part, f"{place}.{key}".removeprefix("."))]
+    yield from inside or [f"{place} ({type(value).__qualname__})"]

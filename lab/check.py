@@ -1,0 +1,420 @@
+"""Checking a recipe without running it: names to classes, arguments to parameters, stages to stages.
+
+Nothing is imported here: signatures are read from source text (:mod:`lab.signature`), so that ``lab check`` names
+every unknown name, key and wire of a recipe, with its place, in a fraction of a second. Types and ranges need the
+classes: :mod:`lab.build`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lab import signature
+from lab.document import Node, Place, Problem, RecipeError
+from lab.plan import FROM_OPTIONS, Component, From, Gate, Plan, Stage, Value
+from lab.recipe import ONLY_STAGE, RESERVED, Recipe, kind_of
+from lab.registry import KINDS, DuplicateName, Entry, Kind, UnknownName, datamodules, nearest
+from lab.signature import Parameter, Reference, Signature
+
+TRAINER = "lightning.pytorch.trainer.trainer:Trainer"
+OWN_TRAINER_KEYS = {
+    "callbacks": "use the recipe's `callbacks`",
+    "logger": "use the recipe's `logger`",
+    "plugins": "lab chooses them",
+    "default_root_dir": "use `--out`",
+    "enable_checkpointing": "use `callbacks: {checkpoints: null}` to have none",
+    "use_distributed_sampler": "the datamodule shards its batches",
+    "fast_dev_run": "use `lab fit --smoke`",
+    "enable_progress_bar": "use `callbacks: {progress: null}` to have none",
+    "enable_model_summary": "`callbacks: {profile: ...}` counts parameters",
+    "barebones": "lab needs its callbacks",
+    "model_registry": "a run's folder has its networks",
+}
+"""Arguments of Lightning's Trainer that a recipe cannot give, and what to use instead."""
+
+GIVEN: dict[str, dict[str, str]] = {
+    "callbacks": {"monitor": "the module", "mode": "the module", "title": "the run"},
+    "loggers": {"save_dir": "the run", "group": "the run", "job_type": "the run", "title": "the run"},
+    "schedulers": {"total_steps": "the trainer", "T_max": "the trainer"},
+}
+"""What lab fills when a recipe leaves it out, by kind; ``seed`` and the data's facts are filled in every kind."""
+
+NOT_YET = {"sweep": "sweeps", "global_batch_size": "a global batch size"}
+FROZEN = "lab.artifact.Teacher"
+
+
+def check(recipe: Recipe) -> Plan:
+    """The meaning of a recipe.
+
+    Raises:
+        RecipeError: every unknown name, unknown or missing argument and wrong wire, and the recipe's own problems.
+    """
+    finder = _Finder()
+    problems = list(recipe.problems)
+    for key, what in NOT_YET.items():
+        for node in (recipe.top, *recipe.stages.values()):
+            if key in node.mapping:
+                problems.append(
+                    Problem(node.mapping[key].key or node.place, key, f"{what}: not in this version of lab")
+                )
+    description = recipe.top.mapping.get("description")
+    if description is not None and not isinstance(description.value, str | None):
+        problems.append(Problem(description.place, "description", f"expected text, got {kind_of(description)}"))
+    order = [*recipe.order, *(name for name in recipe.stages if name not in recipe.order)]
+    stages = {name: finder.stage(name, recipe.stages[name]) for name in order}
+    complete = {name: stage for name, stage in stages.items() if stage is not None}
+    if "require" in recipe.top.mapping:
+        finder.top_gates(recipe.top.mapping["require"], complete)
+    problems += finder.problems
+    if problems:
+        raise RecipeError(problems)
+    return Plan(recipe.name, recipe.description, complete)
+
+
+def component(kind: str, data: Any, place: Place, facts: Sequence[str] = ()) -> Component:
+    """The component that plain data describes, as in a network's JSON file.
+
+    Raises:
+        RecipeError: with everything that is wrong with it.
+    """
+    finder = _Finder(tuple(facts))
+    found = finder.component(Node.of(data, place), kind, (kind,))
+    if finder.problems or not isinstance(found, Component):
+        raise RecipeError(finder.problems or [Problem(place, "", "names no component")])
+    return found
+
+
+def read_signature(entry: Entry) -> Signature:
+    """What a recipe may say to an entry: its constructor's parameters, less those that whoever calls a factory gives.
+
+    Read from source text, or from the class itself where a notebook defined it.
+    """
+    found = signature.read(entry.target)
+    if not found.known and entry.loaded is not None:
+        found = signature.inspected(entry.loaded, entry.target)
+    later = KINDS[entry.kind].later
+    return replace(found, parameters=dict(list(found.parameters.items())[later:])) if later else found
+
+
+def slot(parameter: Parameter) -> str | None:
+    """The kind of component that an annotation asks for, if it does; factories go before what they are made of."""
+    kinds = sorted(KINDS.values(), key=lambda kind: not kind.factory)
+    for matches in (_is_slot, _resembles_slot, _derives_from_base):
+        for kind in kinds:
+            if any(matches(name, kind) for name in parameter.names):
+                return kind.name
+    return None
+
+
+def _is_slot(name: str, kind: Kind) -> bool:
+    return name in kind.slots
+
+
+def _resembles_slot(name: str, kind: Kind) -> bool:
+    return any(_same(name, wanted) for wanted in kind.slots)
+
+
+def _derives_from_base(name: str, kind: Kind) -> bool:
+    if not kind.base or "." not in name or name.partition(".")[0] in ("typing", "collections", "builtins"):
+        return False
+    module, _, attribute = name.rpartition(".")
+    return any(_same(base, kind.base) for base in signature.read(f"{module}:{attribute}").bases)
+
+
+class _Finder:
+    """Walks the stages, collecting what is wrong."""
+
+    def __init__(self, facts: tuple[str, ...] = ()) -> None:
+        self.stage_name = ""
+        self.facts = facts
+        self.problems: list[Problem] = []
+
+    def say(self, place: Place, path: tuple[str, ...], message: str) -> None:
+        prefix = ("stages", self.stage_name) if self.stage_name not in ("", ONLY_STAGE) else ()
+        self.problems.append(Problem(place, ".".join((*prefix, *path)), message))
+
+    def stage(self, name: str, node: Node) -> Stage | None:
+        """One stage, or None where it has no module or data that could be found."""
+        self.stage_name, self.facts = name, ()
+        parts = node.mapping
+        data = self.component(parts["data"], "datamodules", ("data",)) if _said(parts, "data") else None
+        self.facts = _facts(data)
+        module: Component | None = None
+        if _said(parts, "module"):
+            found = self.component(parts["module"], "modules", ("module",))
+            module = found if isinstance(found, Component) else None
+        else:
+            self.say(node.place, ("module",), "a stage needs a module, such as `module: {name: supervised, ...}`")
+        if isinstance(module, Component) and isinstance(data, Component):
+            self._fit(module, data)
+        callbacks = self._callbacks(parts.get("callbacks"))
+        loggers = self._loggers(parts.get("logger"))
+        seed = self._seed(parts.get("seed"))
+        gates = self._gates(parts.get("require"))
+        trainer = self._trainer(parts.get("trainer"), node.place)
+        if module is None or isinstance(data, From):
+            return None
+        return Stage(name, seed, module, data, trainer, callbacks, loggers, gates)
+
+    def component(
+        self, node: Node, kind: str | None, path: tuple[str, ...], *, frozen: bool = False
+    ) -> Component | From | None:
+        """What a node names, with its arguments; None, and a problem said, where it names nothing."""
+        if "from" in node.mapping:
+            return self._from(node, kind, path, frozen)
+        name_node = node.mapping.get("name", node)
+        if not isinstance(name_node.value, str):
+            what = f"{KINDS[kind].singular if kind else 'component'}"
+            self.say(
+                node.place,
+                path,
+                f"expected a {what}: its name, or a mapping with `name:` and its arguments; got {kind_of(node)}",
+            )
+            return None
+        entry = self._entry(name_node, kind, path)
+        if entry is None:
+            return None
+        signature = read_signature(entry)
+        given = {key: child for key, child in node.mapping.items() if key != "name"}
+        for key, child in given.items():
+            if signature.known and not signature.open and key not in signature.parameters:
+                hint = nearest(key, [name for name in signature.parameters if name not in RESERVED])
+                self.say(child.key or child.place, (*path, key), f"{entry.name} has no argument '{key}'{hint}")
+        filled = self._filled(entry, signature, given)
+        missing = [
+            name
+            for name, parameter in signature.parameters.items()
+            if signature.known and parameter.required and name not in given and name not in filled
+        ]
+        for name in missing:
+            reserved = " (which a recipe cannot say: `name` and `from` are reserved words)" if name in RESERVED else ""
+            what = f": {p.annotation}" if (p := signature.parameters[name]).annotation else ""
+            self.say(node.place, path, f"{entry.name} needs the argument '{name}'{what}{reserved}")
+        arguments = {
+            key: self._value(child, signature.parameters.get(key), (*path, key)) for key, child in given.items()
+        }
+        return Component(entry.kind, entry, signature, name_node.place, path, arguments, filled, frozen)
+
+    def _entry(self, node: Node, kind: str | None, path: tuple[str, ...]) -> Entry | None:
+        """The entry that a name node names; without a kind, of whichever kind has it."""
+        name = str(node.value)
+        here = (*path, "name") if node.key is not None and path and node.place else path
+        kinds = [KINDS[kind]] if kind else [k for k in KINDS.values() if name in k.names()]
+        if not kinds:
+            self.say(
+                node.place,
+                here,
+                f"nothing is registered as '{name}'{nearest(name, {n for k in KINDS.values() for n in k.names()})}",
+            )
+            return None
+        try:
+            return kinds[0].find(name)
+        except (UnknownName, DuplicateName) as cause:
+            self.say(node.place, here, str(cause.args[0]))
+            return None
+
+    def _value(self, node: Node, parameter: Parameter | None, path: tuple[str, ...]) -> Value:
+        """An argument's value: components where the annotation, or a ``name:`` in the value, asks for them."""
+        kind = slot(parameter) if parameter is not None else None
+        takes_mapping = parameter is not None and _takes_mapping(parameter)
+        if self._names_component(node, parameter, kind):
+            frozen = parameter is not None and FROZEN in parameter.names
+            return self.component(node, kind, path, frozen=frozen) or node
+        if node.items:
+            return [self._value(child, parameter, (*path, str(i))) for i, child in enumerate(node.items)]
+        if node.mapping and kind and not takes_mapping:
+            self.say(node.place, path, f"expected a {KINDS[kind].singular}: a mapping with `name:` or `from:`")
+        elif node.mapping and (kind or any(_is_component(child) for child in node.mapping.values())):
+            return {key: self._value(child, parameter, (*path, key)) for key, child in node.mapping.items()}
+        return node
+
+    def _names_component(self, node: Node, parameter: Parameter | None, kind: str | None) -> bool:
+        """Whether an argument's value is a component, not data."""
+        if "from" in node.mapping:
+            return True
+        if "name" in node.mapping:
+            return kind is not None or parameter is None or not _takes_mapping(parameter)
+        if kind is None or parameter is None or not isinstance(node.value, str):
+            return False
+        return "str" not in parameter.names or node.value in KINDS[kind].names()
+
+    def _from(self, node: Node, kind: str | None, path: tuple[str, ...], frozen: bool) -> From | None:
+        """A reference; whether its stage exists was checked with the recipe's wiring."""
+        source = node.mapping["from"]
+        options: dict[str, str] = {}
+        for key, child in node.mapping.items():
+            allowed = FROM_OPTIONS.get(key)
+            if key == "from":
+                continue
+            if allowed is None:
+                self.say(
+                    child.key or child.place, (*path, key), f"unknown option of `from`{nearest(key, FROM_OPTIONS)}"
+                )
+            elif child.value not in allowed:
+                self.say(child.place, (*path, key), f"expected {' or '.join(allowed)}, got {child.value!r}")
+            else:
+                options[key] = str(child.value)
+        if kind not in (None, "networks"):
+            self.say(node.place, path, f"a stage gives a network; here a {KINDS[str(kind)].singular} is wanted")
+            return None
+        if not isinstance(source.value, str):
+            return None
+        if "/" in source.value:
+            from lab.run import RunNotFound, locate
+
+            try:
+                locate(source.value, source.place.folder)
+            except RunNotFound as cause:
+                self.say(source.place, (*path, "from"), str(cause))
+                return None
+        return From(source.value, source.place, path, folder=source.place.folder, frozen=frozen, **options)
+
+    def _filled(self, entry: Entry, signature: Signature, given: Mapping[str, Node]) -> dict[str, str]:
+        """The parameters that the recipe leaves out and lab fills."""
+        sources = {"seed": "the recipe", **dict.fromkeys(self.facts, "the data"), **GIVEN.get(entry.kind, {})}
+        if "monitor" in given:  # another metric than the module's own: its mode is not the module's
+            sources.pop("mode", None)
+        return {name: sources[name] for name in signature.parameters if name in sources and name not in given}
+
+    def _fit(self, module: Component, data: Component) -> None:
+        """Whether the module can consume what the data yields, where both say so."""
+        consumes, yields = module.signature.attributes.get("consumes"), data.signature.attributes.get("yields")
+        if not isinstance(consumes, Reference) or not isinstance(yields, Reference) or _same(consumes, yields):
+            return
+        fitting = [
+            entry.name
+            for entry in datamodules.entries()
+            if isinstance(other := read_signature(entry).attributes.get("yields"), Reference) and _same(other, consumes)
+        ]
+        fit = f"data that fits: {', '.join(fitting)}" if fitting else "no installed data does"
+        message = f"{module.name} consumes {_last(consumes)} batches, {data.name} yields {_last(yields)}; {fit}"
+        self.say(data.place, ("data",), message)
+
+    def _callbacks(self, node: Node | None) -> dict[str, Component | None]:
+        """Callbacks by name; a name that is not registered is an alias with ``name:`` inside; null removes."""
+        if node is None or node.value is None:
+            return {}
+        if not isinstance(node.value, dict):
+            self.say(node.place, ("callbacks",), f"expected a mapping of callbacks by name, got {kind_of(node)}")
+            return {}
+        result: dict[str, Component | None] = {}
+        for key, child in node.value.items():
+            path = ("callbacks", key)
+            if child.value is None:
+                result[key] = None
+                continue
+            named = child
+            if isinstance(child.value, dict) and "name" not in child.value:
+                named = Node({"name": Node(key, child.key or child.place), **child.value}, child.place, child.key)
+            found = self.component(named, "callbacks", path)
+            if isinstance(found, Component):
+                result[key] = found
+        return result
+
+    def _loggers(self, node: Node | None) -> list[Component]:
+        """``wandb``, ``{name: wandb, ...}``, or a list of those."""
+        if node is None or node.value in (None, False):
+            return []
+        children = node.items if isinstance(node.value, list) else [node]
+        found = [self.component(child, "loggers", ("logger",)) for child in children]
+        return [logger for logger in found if isinstance(logger, Component)]
+
+    def _seed(self, node: Node | None) -> int:
+        if node is None:
+            return 0
+        if not isinstance(node.value, int) or isinstance(node.value, bool) or not 0 <= node.value < 2**32:
+            self.say(node.place, ("seed",), f"expected a whole number from 0 to 4294967295, got {node.plain()!r}")
+            return 0
+        return node.value
+
+    def _trainer(self, node: Node | None, place: Place) -> Node:
+        if node is None or node.value is None:
+            return Node({}, place)
+        if not isinstance(node.value, dict):
+            self.say(node.place, ("trainer",), f"expected a mapping of the Trainer's arguments, got {kind_of(node)}")
+            return Node({}, place)
+        signature = signature_of_trainer()
+        allowed = [name for name in signature.parameters if name not in OWN_TRAINER_KEYS]
+        for key, child in node.value.items():
+            if key in OWN_TRAINER_KEYS:
+                self.say(child.key or child.place, ("trainer", key), f"is lab's own: {OWN_TRAINER_KEYS[key]}")
+            elif signature.known and key not in signature.parameters:
+                self.say(
+                    child.key or child.place,
+                    ("trainer", key),
+                    f"the Trainer has no argument '{key}'{nearest(key, allowed)}",
+                )
+            elif isinstance(child.value, dict):
+                self.say(child.place, ("trainer", key), "expected a number or a name, got a mapping")
+        return node
+
+    def _gates(self, node: Node | None) -> list[Gate]:
+        if node is None or node.value is None:
+            return []
+        if not isinstance(node.value, dict):
+            self.say(
+                node.place,
+                ("require",),
+                f"expected a mapping such as {{test/accuracy: '>= 0.95'}}, got {kind_of(node)}",
+            )
+            return []
+        return [gate for metric, child in node.value.items() if (gate := self._gate(metric, child)) is not None]
+
+    def _gate(self, metric: str, node: Node) -> Gate | None:
+        match = _GATE.fullmatch(node.value.strip()) if isinstance(node.value, str) else None
+        if match is None:
+            self.say(
+                node.place,
+                ("require", metric),
+                f"expected a bound such as '>= 0.95' or '< 50_000', got {node.plain()!r}",
+            )
+            return None
+        return Gate(metric, match["relation"], float(match["bound"].replace("_", "")), node.place)
+
+    def top_gates(self, node: Node, stages: dict[str, Stage]) -> None:
+        """``require`` at the top: ``stage.metric``."""
+        self.stage_name = ""
+        for key, child in node.mapping.items():
+            stage, dot, metric = key.partition(".")
+            if not dot or stage not in stages:
+                self.say(child.key or child.place, ("require", key), f"expected stage.metric{nearest(stage, stages)}")
+            elif (gate := self._gate(metric, child)) is not None:
+                stages[stage].gates.append(gate)
+
+
+_GATE = re.compile(r"(?P<relation>>=|<=|==|<|>)\s*(?P<bound>[-+]?[0-9][0-9_]*(\.[0-9]*)?([eE][-+]?[0-9]+)?)")
+
+
+def signature_of_trainer() -> Signature:
+    """The constructor of Lightning's Trainer."""
+    return signature.read(TRAINER)
+
+
+def _said(parts: Mapping[str, Node], key: str) -> bool:
+    return key in parts and parts[key].value is not None
+
+
+def _facts(data: Component | From | None) -> tuple[str, ...]:
+    """The names of the facts that a datamodule declares."""
+    facts = data.signature.attributes.get("facts", ()) if isinstance(data, Component) else ()
+    return tuple(fact for fact in facts if isinstance(fact, str)) if isinstance(facts, tuple | list) else ()
+
+
+def _is_component(node: Node) -> bool:
+    return "name" in node.mapping or "from" in node.mapping
+
+
+def _takes_mapping(parameter: Parameter) -> bool:
+    return any(_last(name) in ("dict", "Mapping", "MutableMapping", "Dict") for name in parameter.names)
+
+
+def _same(name: str, other: str) -> bool:
+    """Whether two dotted names mean one class: packages re-export, so the first and the last word decide."""
+    return name == other or (name.partition(".")[0], _last(name)) == (other.partition(".")[0], _last(other))
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -1,0 +1,84 @@
+"""The command ``lab``: one file a command, each with what it is called, its arguments, and what it does.
+
+Commands import torch and lightning only when they run; ``--help``, ``list``, ``describe`` and a failing ``check``
+never do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from lab.errors import UserError
+
+COMMANDS = ("fit", "test", "validate", "predict", "check", "show", "list", "describe")
+"""Every command; ``lab/cli/<command>.py`` has it (``list`` is in ``listing.py``: the word is Python's)."""
+_FILES = {"list": "listing"}
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 done · 1 the run failed · 2 the command or recipe is wrong · 3 a gate was not met · 130 interrupted.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lab", description="Train networks from recipes: one technique or a chain of them.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = importlib.import_module(f"lab.cli.{_FILES.get(name, name)}")
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__, allow_abbrev=False)
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.add_argument("--debug", action="store_true", help="show tracebacks")
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    options, extra = parser.parse_known_args(arguments)
+    several = next((name for name in ("overrides", "recipes") if hasattr(options, name)), None)
+    if extra and (several is None or any(text.startswith("-") for text in extra)):
+        commands.choices[options.command].error(f"unrecognized arguments: {' '.join(extra)}")
+    elif several is not None:  # argparse takes no more positional arguments once an option stood between them
+        getattr(options, several).extend(extra)
+    try:
+        status: int = options.run(options)
+    except KeyboardInterrupt:
+        if options.debug:
+            raise
+        print("lab: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone: nobody is left to tell
+        return 0
+    except Exception as error:  # shown as a sentence; --debug shows where
+        if options.debug:
+            raise
+        return _tell(error, options.command)
+    return status
+
+
+def _tell(error: Exception, command: str) -> int:
+    """Say what went wrong, in as many lines as there are problems; the exit code."""
+    from lab.registry import BrokenPlugin
+
+    if isinstance(error, UserError):
+        print(_plain(str(error)), file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, BrokenPlugin):
+        print(_plain(str(error)), file=sys.stderr)
+        return 2
+    known = type(error).__name__ == "StageFailed"
+    print(
+        f"lab {command}: {_plain(str(error)) if known else f'{type(error).__name__}: {_plain(str(error))}'}",
+        file=sys.stderr,
+    )
+    print("--debug shows where", file=sys.stderr)
+    return 1
+
+
+def _plain(text: str) -> str:
+    """Text whose control characters are shown, not obeyed."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -1,0 +1,92 @@
+"""Describe one name: what it does, its arguments and defaults, what it consumes and yields, where it comes from.
+
+lab describe distill
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from lab.cli import options as shared
+
+HELP = "describe a registered name"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of ``lab describe``."""
+    parser.add_argument("name", metavar="NAME", help="as a recipe says it; KIND/NAME where several kinds have it")
+    shared.add_import(parser)
+    shared.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read from source text: nothing is imported."""
+    from lab.check import read_signature, slot
+    from lab.errors import UserError
+    from lab.registry import KINDS, allow, nearest
+
+    for package in options.imports:
+        allow(package)
+    prefix, _, rest = options.name.partition("/")
+    kinds, name = ([prefix], rest) if prefix in KINDS and rest else (list(KINDS), options.name)
+    entries = [entry for kind in kinds for entry in KINDS[kind].entries() if entry.name == name]
+    if not entries:
+        known = {entry_name for kind in KINDS.values() for entry_name in kind.names()}
+        raise UserError(f"nothing is registered as '{options.name}'{nearest(options.name, known)}")
+    found = []
+    for entry in entries:
+        signature = read_signature(entry)
+        arguments = [
+            {
+                "name": p.name, "type": p.annotation, "default": p.default, "required": p.required,
+                "component": slot(p), "from": p.owner.rpartition(":")[2],
+            }
+            for p in signature.parameters.values()
+        ]  # fmt: skip
+        flow = {word: _short(signature.attributes.get(word)) for word in ("consumes", "yields")}
+        found.append(
+            {
+                "kind": KINDS[entry.kind].singular, "name": entry.name, "package": entry.package, "class": entry.target,
+                "about": signature.doc or signature.reason, **{k: v for k, v in flow.items() if v},
+                "arguments": arguments,
+            }
+        )  # fmt: skip
+    if options.json:
+        import json
+
+        print(json.dumps(found, indent=2))
+        return 0
+    for description in found:
+        _print(description)
+    return 0
+
+
+def _short(reference: Any) -> str | None:
+    return reference.rpartition(".")[2] if isinstance(reference, str) else None
+
+
+def _print(description: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = shared.console()
+    heading = f"{description['name']}, a {description['kind']} of {description['package']} ({description['class']})"
+    console.print(Text(heading, style="bold"))
+    for word in ("consumes", "yields"):
+        if word in description:
+            console.print(Text(f"{word} {description[word]} batches"))
+    about = description["about"].partition("\nArgs:")
+    console.print(Text(f"\n{about[0].strip()}\n"))
+    if not description["arguments"]:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("argument", "type", "default", "takes"):
+        table.add_column(column)
+    for argument in description["arguments"]:
+        takes = f"a {argument['component'].removesuffix('s')}" if argument["component"] else ""
+        default = "required" if argument["required"] else str(argument["default"])
+        table.add_row(Text(argument["name"]), Text(argument["type"]), Text(default), Text(takes))
+    console.print(table)
+    if about[2]:
+        console.print(Text(f"\nArguments:{about[2]}"))

@@ -1,0 +1,66 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_recipe(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """RECIPE, overrides and ``--import``."""
+    if several:
+        parser.add_argument("recipes", metavar="RECIPE", nargs="+", help="a file, or the name of a bundled recipe")
+    else:
+        parser.add_argument("recipe", metavar="RECIPE", help="a file, or the name of a bundled recipe")
+        parser.add_argument("overrides", metavar="key=value", nargs="*", help="such as trainer.max_epochs=3")
+    add_import(parser)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """RUN, overrides of its data, and ``--import``."""
+    parser.add_argument(
+        "reference", metavar="RUN[/STAGE]", help="a run's folder, its id, or `latest`; its last stage by default"
+    )
+    parser.add_argument(
+        "overrides", metavar="data.key=value", nargs="*", help="other data, or the same with other arguments"
+    )
+    add_import(parser)
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """``--import``: allow the classes of a package."""
+    parser.add_argument(
+        "--import", dest="imports", metavar="PACKAGE", action="append", default=[],
+        help="import a package first: its classes may be named in full; may be repeated",
+    )  # fmt: skip
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def opened(options: argparse.Namespace) -> tuple[Any, str | None, Any, Any]:
+    """The run and stage that a command's arguments mean, built, with a trainer that writes nothing."""
+    from lab import run, stages
+    from lab.registry import allow
+
+    for package in options.imports:
+        allow(package)
+    this, name = run.locate(options.reference, Path())
+    for package in this.manifest.get("imports", []):
+        if package not in options.imports:
+            from lab.errors import UserError
+
+            raise UserError(f"this run was made with --import {package}: repeat it to allow that package's classes")
+    built, trainer = stages.open_stage(this, name, options.overrides)
+    return this, built.stage.name, built, trainer
+
+
+def console(**settings: Any) -> Any:
+    """Where tables are printed; wide enough for a whole scoreboard where nobody watches."""
+    from rich.console import Console
+
+    probe = Console()
+    return probe if probe.is_terminal else Console(width=160, **settings)

@@ -1,0 +1,49 @@
+"""Test a finished run's network again, also on other data.
+
+lab test latest
+lab test runs/distill/20260101-120000-abcdef/student data.split_seed=1
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from lab.cli import options as shared
+
+HELP = "test a finished run, also on other data"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of ``lab test``."""
+    shared.add_run(parser)
+    shared.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the test metrics."""
+    return evaluate(options, "test")
+
+
+def evaluate(options: argparse.Namespace, split: str) -> int:
+    """Run ``trainer.test`` or ``trainer.validate`` and print what it gives."""
+    from lab.trainer import quiet
+
+    this, stage, built, trainer = shared.opened(options)
+    with quiet():
+        found = getattr(trainer, split)(built.module, datamodule=built.data, verbose=False)
+    metrics = {name: value for part in found for name, value in part.items()}
+    if options.json:
+        import json
+
+        print(json.dumps({"run": this.id, "stage": stage, "metrics": metrics}))
+        return 0
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"{this.id}/{stage}"), title_justify="left", pad_edge=False)
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(Text(name), f"{value:.4f}")
+    shared.console().print(table)
+    return 0

@@ -1,0 +1,1 @@
+"""Data: one data set or kind of data a file."""

@@ -1,0 +1,9 @@
+"""What goes wrong by a user's hand: told without a traceback, with the exit code 2."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message says what arrived, what is allowed, and how."""
+
+    exit_code = 2

@@ -1,0 +1,206 @@
+"""What a recipe means: stages, the components that they are built from, and where their networks come from.
+
+A plan is data. :mod:`lab.check` makes it, statically, from a recipe; :mod:`lab.build` makes objects of it; written
+out again (:meth:`Plan.resolved`) it is the recipe that a run keeps.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from lab.document import Node, Place
+from lab.recipe import INHERITED, ONLY_STAGE
+from lab.registry import Entry
+from lab.signature import MISSING, Signature
+
+Value: TypeAlias = "Component | From | list[Value] | dict[str, Value] | Node"
+
+FROM_OPTIONS = {"checkpoint": ("best", "last"), "head": ("keep", "reset")}
+"""What may stand beside ``from:``; the first is the default."""
+
+
+@dataclass(frozen=True)
+class From:
+    """``{from: X}``: the network of another stage, or of a run.
+
+    Args:
+        source: the stage, or ``RUN/stage``.
+        path: where in the stage it stands.
+        checkpoint: ``best`` or ``last``.
+        head: ``keep`` it, or ``reset`` it to the data's classes.
+        folder: what a run's path is relative to.
+        frozen: whether the parameter wants a ``Teacher``.
+    """
+
+    source: str
+    place: Place
+    path: tuple[str, ...]
+    checkpoint: str = "best"
+    head: str = "keep"
+    folder: Path = Path()
+    frozen: bool = False
+
+    def plain(self, folder: Path | None = None) -> dict[str, str]:
+        """As a recipe in ``folder`` says it."""
+        options = {"checkpoint": self.checkpoint, "head": self.head}
+        is_path = folder is not None and (self.folder / self.source).exists() and "/" in self.source
+        source = os.path.relpath(self.folder / self.source, folder) if is_path else self.source
+        return {"from": source, **{k: v for k, v in options.items() if v != FROM_OPTIONS[k][0]}}
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered class and the arguments that the recipe gives it.
+
+    Args:
+        path: where in the stage it stands, such as ``("module", "network")``.
+        arguments: what the recipe says; components and references found, everything else as it was read.
+        filled: parameters that the recipe leaves out and lab fills, and from where.
+        frozen: whether the parameter wants a ``Teacher``.
+    """
+
+    kind: str
+    entry: Entry
+    signature: Signature
+    place: Place
+    path: tuple[str, ...]
+    arguments: dict[str, Value]
+    filled: dict[str, str]
+    frozen: bool = False
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return self.entry.name
+
+    def plain(self, folder: Path | None = None) -> dict[str, Any]:
+        """As a recipe says it, the literal defaults of its parameters included; what lab fills is left out.
+
+        Args:
+            folder: where the recipe will lie; paths become relative to there. Without it they stay as they were said.
+        """
+        result: dict[str, Any] = {"name": self.name}
+        for name, parameter in self.signature.parameters.items():
+            if name in self.arguments:
+                is_path = any(dotted.endswith("pathlib.Path") for dotted in parameter.names)
+                result[name] = _plain(self.arguments[name], folder, is_path)
+            elif name not in self.filled and parameter.literal is not MISSING:
+                result[name] = list(parameter.literal) if isinstance(parameter.literal, tuple) else parameter.literal
+        unknown = {name: value for name, value in self.arguments.items() if name not in self.signature.parameters}
+        return {**result, **{name: _plain(value, folder, False) for name, value in unknown.items()}}
+
+    def components(self) -> Iterator[Component | From]:
+        """This component and everything nested in it, children first."""
+        for value in self.arguments.values():
+            yield from _components(value)
+        yield self
+
+
+@dataclass(frozen=True)
+class Gate:
+    """``test/accuracy: ">= 0.95"``: a bound that a stage's metric must keep."""
+
+    metric: str
+    relation: str
+    bound: float
+    place: Place
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a plan; everything that its training is built from."""
+
+    name: str
+    seed: int
+    module: Component
+    data: Component | None
+    trainer: Node
+    callbacks: dict[str, Component | None]
+    loggers: list[Component]
+    gates: list[Gate]
+
+    @property
+    def parents(self) -> list[str]:
+        """The stages that this one takes networks from: that of its own network first, then its teachers'."""
+        sources = [c for c in self.module.components() if isinstance(c, From) and "/" not in c.source]
+        return list(dict.fromkeys(c.source for c in sorted(sources, key=lambda c: c.frozen)))
+
+    def components(self) -> Iterator[Component | From]:
+        """Every component and reference of the stage, children first."""
+        for component in (self.data, self.module, *self.callbacks.values(), *self.loggers):
+            if component is not None:
+                yield from component.components()
+
+    def plain(self, folder: Path | None = None) -> dict[str, Any]:
+        """As a recipe says it."""
+        result: dict[str, Any] = {"seed": self.seed}
+        if self.data is not None:
+            result["data"] = self.data.plain(folder)
+        result["module"] = self.module.plain(folder)
+        if self.trainer.mapping:
+            result["trainer"] = self.trainer.plain()
+        if self.callbacks:
+            result["callbacks"] = {name: c.plain(folder) if c else None for name, c in self.callbacks.items()}
+        if self.loggers:
+            loggers = [logger.plain(folder) for logger in self.loggers]
+            result["logger"] = loggers if len(loggers) > 1 else loggers[0]
+        if self.gates:
+            result["require"] = {gate.metric: f"{gate.relation} {gate.bound!r}" for gate in self.gates}
+        return result
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe that is statically right.
+
+    Args:
+        stages: in dependency order.
+    """
+
+    name: str
+    description: str
+    stages: dict[str, Stage]
+    gates: dict[str, list[Gate]] = field(default_factory=dict)
+
+    def resolved(self, folder: Path | None = None) -> dict[str, Any]:
+        """The whole recipe as plain data that runs again: merged, with literal defaults, what is shared said once.
+
+        Args:
+            folder: where it will lie; paths in it become relative to there. Without it they stay as they were said.
+        """
+        result: dict[str, Any] = {"description": self.description} if self.description else {}
+        if list(self.stages) == [ONLY_STAGE]:
+            return {**result, **self.stages[ONLY_STAGE].plain(folder)}
+        stages = {name: stage.plain(folder) for name, stage in self.stages.items()}
+        first = next(iter(stages.values()))
+        shared = [
+            key for key in INHERITED if key in first and all(stage.get(key) == first[key] for stage in stages.values())
+        ]
+        own = {name: {k: v for k, v in stage.items() if k not in shared} for name, stage in stages.items()}
+        return {**result, **{key: first[key] for key in shared}, "stages": own}
+
+
+def _components(value: Value) -> Iterator[Component | From]:
+    if isinstance(value, Component):
+        yield from value.components()
+    elif isinstance(value, From):
+        yield value
+    elif isinstance(value, list | dict):
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _components(child)
+
+
+def _plain(value: Value, folder: Path | None, is_path: bool) -> Any:
+    if isinstance(value, Component | From):
+        return value.plain(folder)
+    if isinstance(value, dict):
+        return {key: _plain(child, folder, is_path) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_plain(child, folder, is_path) for child in value]
+    if is_path and folder is not None and isinstance(value.value, str):
+        return os.path.relpath(value.place.folder / value.value, folder)
+    return value.plain()

@@ -1,0 +1,268 @@
+"""Names: every component that a recipe can use, found through entry points, imported only when a recipe names it.
+
+A *kind* (modules, networks, callbacks, ...) is an entry-point group ``lab.<kind>``; an entry is ``name =
+package.module:Class``. The project's own names stand in its ``pyproject.toml`` like any plugin's. In a notebook, or
+in a package given as ``--import``, the decorator does the same::
+
+    @registry.modules.register("my_technique")
+    class MyTechnique(LightningModule): ...
+
+Listing reads package metadata only: no plugin runs, and neither torch nor lightning is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import os
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+class UnknownName(LookupError):
+    """No component of that kind has that name."""
+
+
+class DuplicateName(LookupError):
+    """Two packages claim the same name of the same kind."""
+
+
+class BrokenPlugin(ImportError):
+    """The package behind a name does not import."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name, and where its class is.
+
+    ``target`` is ``package.module:Class``; ``package`` the distribution that brought it, or how else it came;
+    ``loaded`` the class itself where a decorator gave it.
+    """
+
+    kind: str
+    name: str
+    target: str
+    package: str
+    loaded: Any = None
+
+    def load(self) -> Any:
+        """The class or function itself.
+
+        Raises:
+            BrokenPlugin: importing it failed; the message names the package and the cause.
+        """
+        if self.loaded is not None:
+            return self.loaded
+        module, _, attribute = self.target.partition(":")
+        try:
+            found: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except Exception as cause:  # a plugin may fail in any way
+            raise BrokenPlugin(
+                f"{self.kind} '{self.name}' of package {self.package} does not load ({self.target}): "
+                f"{type(cause).__name__}: {cause}{_install_hint(self, cause)}"
+            ) from cause
+        return found
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One sort of component.
+
+    Args:
+        name: plural, as in the entry-point group ``lab.<name>``.
+        base: dotted name of the class that its classes derive from; empty where any callable serves.
+        slots: dotted names that, in a constructor's annotation, ask for a component of this kind.
+        factory: recipes inject a factory (the class with its arguments bound), not an object.
+        later: how many of its first parameters a recipe cannot say: whoever calls the factory gives them.
+    """
+
+    name: str
+    base: str
+    slots: tuple[str, ...] = ()
+    factory: bool = False
+    later: int = 0
+    _registered: dict[str, Entry] = None  # type: ignore[assignment]  # filled below, one a kind
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_registered", {})
+
+    @property
+    def singular(self) -> str:
+        """``network`` of ``networks``."""
+        return self.name.removesuffix("s")
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: make a class known under ``name`` in this process.
+
+        Raises:
+            DuplicateName: another class has the name already.
+        """
+
+        def decorate(target: T) -> T:
+            entry = Entry(self.name, name, f"{target.__module__}:{target.__qualname__}", _home(target), target)
+            taken = [e for e in (*self._registered.values(), *_installed(self.name)) if e.name == name]
+            for other in taken:
+                if other.target != entry.target:
+                    raise DuplicateName(_claims(self.name, name, [other, entry]))
+            self._registered[name] = entry
+            return target
+
+        return decorate
+
+    def entries(self) -> list[Entry]:
+        """Every entry of this kind, by name; a name that two packages claim stands twice."""
+        own = self._registered
+        installed = [e for e in _installed(self.name) if e.name not in own]
+        return sorted([*own.values(), *installed], key=lambda e: (e.name, e.package))
+
+    def names(self) -> list[str]:
+        """The registered names, sorted."""
+        return sorted({e.name for e in self.entries()})
+
+    def find(self, name: str) -> Entry:
+        """The entry with this name.
+
+        A dotted name (``package.module.Class``) is allowed where ``--import`` named its package.
+
+        Raises:
+            UnknownName: the message has the nearest names.
+            DuplicateName: two packages claim it; the message names both.
+        """
+        claims = [e for e in self.entries() if e.name == name]
+        if len(claims) == 1:
+            return claims[0]
+        if claims:
+            raise DuplicateName(_claims(self.name, name, claims))
+        if "." in name and "/" not in name:
+            return self._dotted(name)
+        others = [kind.singular for kind in KINDS.values() if kind is not self and name in kind.names()]
+        hint = f": it is a {others[0]}" if others else nearest(name, self.names())
+        raise UnknownName(f"no {self.singular} named '{name}'{hint}{_pyproject_hint(self.name, name)}")
+
+    def _dotted(self, name: str) -> Entry:
+        package = name.partition(".")[0]
+        if package not in _imported:
+            raise UnknownName(
+                f"'{name}' is a dotted name: recipes build registered classes only; "
+                f"`--import {package}` allows the classes of that package"
+            )
+        module, _, attribute = name.rpartition(".")
+        return Entry(self.name, name, f"{module}:{attribute}", f"--import {package}")
+
+
+modules = Kind("modules", "lightning.pytorch.LightningModule", ("lightning.LightningModule",))
+datamodules = Kind("datamodules", "lightning.pytorch.LightningDataModule", ("lightning.LightningDataModule",))
+networks = Kind("networks", "torch.nn.Module", ("torch.nn.Module", "lab.artifact.Teacher"))
+objectives = Kind("objectives", "lab.objectives.Objective", ("lab.objectives.Objective",))
+callbacks = Kind("callbacks", "lightning.pytorch.Callback", ("lightning.Callback",))
+loggers = Kind("loggers", "lightning.pytorch.loggers.Logger", ("lightning.Logger",))
+schedulers = Kind(
+    "schedulers",
+    "torch.optim.lr_scheduler.LRScheduler",
+    ("lab.optimization.SchedulerFactory", "torch.LRScheduler", "lightning.LRSchedulerCallable"),
+    factory=True,
+    later=1,
+)
+optimizers = Kind(
+    "optimizers",
+    "torch.optim.Optimizer",
+    ("lab.optimization.OptimizerFactory", "torch.Optimizer", "lightning.OptimizerCallable"),
+    factory=True,
+    later=1,
+)
+transforms = Kind("transforms", "torch.nn.Module", ("lab.batch.Transform",))
+environments = Kind("environments", "gymnasium.Env", ("gymnasium.Env",), factory=True)
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        modules, datamodules, networks, objectives, callbacks,
+        loggers, optimizers, schedulers, transforms, environments,
+    )
+}  # fmt: skip
+
+_imported: set[str] = set()
+
+
+def allow(package: str) -> None:
+    """Import a package (what ``--import`` does): its decorators register, its classes go by dotted name.
+
+    Raises:
+        BrokenPlugin: it does not import.
+    """
+    try:
+        importlib.import_module(package)
+    except Exception as cause:  # a user's package may fail in any way
+        raise BrokenPlugin(f"--import {package}: {type(cause).__name__}: {cause}") from cause
+    _imported.add(package.partition(".")[0])
+
+
+def nearest(name: str, names: Iterable[str], *, shown: int = 3) -> str:
+    """`` (did you mean ...?)`` with the valid names closest to ``name``, else the names there are."""
+    names = sorted(set(names))
+    close = difflib.get_close_matches(name, names, n=shown, cutoff=0.6)
+    if close:
+        return f" (did you mean {' or '.join(repr(n) for n in close)}?)"
+    if not names:
+        return " (there are none)"
+    return f" (there are: {', '.join(names)})"
+
+
+@cache
+def _installed(kind: str) -> tuple[Entry, ...]:
+    """Entry points of one group, from every installed distribution, each once."""
+    seen: dict[tuple[str, str, str], Entry] = {}
+    for point in importlib.metadata.entry_points(group=f"lab.{kind}"):
+        package = point.dist.name if point.dist is not None else "an unnamed package"
+        target = point.value.partition("[")[0].strip()
+        seen.setdefault((point.name, target, package), Entry(kind, point.name, target, package))
+    return tuple(seen.values())
+
+
+def _home(target: Any) -> str:
+    return f"module {target.__module__}"
+
+
+def _claims(kind: str, name: str, entries: list[Entry]) -> str:
+    claims = " and ".join(f"{e.package} ({e.target})" for e in entries)
+    return f"{kind} '{name}' is claimed by {claims}: uninstall one of them, or rename"
+
+
+def _install_hint(entry: Entry, cause: Exception) -> str:
+    """The line that installs what is missing, where an extra of this project brings it."""
+    if not isinstance(cause, ModuleNotFoundError) or not cause.name:
+        return ""
+    package = cause.name.partition(".")[0]
+    try:
+        requires = importlib.metadata.requires(entry.package) or []
+    except importlib.metadata.PackageNotFoundError:
+        requires = []
+    for line in requires:
+        requirement, _, marker = line.partition(";")
+        name = requirement.strip().split("[")[0].split(">")[0].split("=")[0].strip().replace("-", "_")
+        if name == package and "extra ==" in marker:
+            extra = marker.split("extra ==")[1].strip().strip("'\"")
+            return f"; pip install '{entry.package}[{extra}]'"
+    return f"; pip install {package}"
+
+
+def _pyproject_hint(kind: str, name: str) -> str:
+    """A name that stands in a pyproject.toml here, but is not installed yet."""
+    for folder in (Path.cwd(), Path(__file__).parent.parent):
+        try:
+            text = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+            continue
+        if name in text.get("project", {}).get("entry-points", {}).get(f"lab.{kind}", {}):
+            where = os.path.relpath(folder / "pyproject.toml")
+            return f"; {where} has it, but it is not installed: run `pip install -e .` there"
+    return ""

@@ -1,0 +1,79 @@
+"""Lightning's Trainer as a stage uses it: the recipe's arguments, lab's defaults, the stage's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
+
+LOG_EVERY_N_STEPS = 25
+SMOKE = {
+    "max_epochs": 1, "min_epochs": None, "max_steps": -1, "limit_train_batches": 2, "limit_val_batches": 2,
+    "limit_test_batches": 2, "num_sanity_val_steps": 0, "val_check_interval": None, "check_val_every_n_epoch": 1,
+}  # fmt: skip
+"""What ``--smoke`` makes of any stage: a few batches of everything."""
+
+_CHATTER = (
+    ".*number of training batches.*smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*does not have many workers.*",
+    ".*isinstance.treespec, LeafSpec.* is deprecated.*",  # Lightning's own, with this torch
+)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning without its tips and advertisements; its warnings stay, but for those that lab answers itself."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    try:
+        for logger in (*loggers, tips):
+            logger.setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            for message in _CHATTER:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def make(
+    arguments: Mapping[str, Any],
+    folder: Path,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+    *,
+    smoke: bool = False,
+) -> Trainer:
+    """The trainer of one stage.
+
+    Args:
+        arguments: the recipe's.
+        folder: the stage's; checkpoints and whatever else callbacks write go there.
+        smoke: a few batches of everything.
+    """
+    return Trainer(
+        **{"log_every_n_steps": LOG_EVERY_N_STEPS, **arguments, **(SMOKE if smoke else {})},
+        callbacks=list(callbacks),
+        logger=list(loggers),
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+    )
+
+
+def processes(arguments: Mapping[str, Any]) -> int:
+    """On how many processes a trainer with these arguments would train."""
+    with quiet():
+        return Trainer(**arguments, logger=False, enable_checkpointing=False).world_size
