@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,24 +54,35 @@ class Teacher:
         return outputs
 
 
-def save(folder: Path, network: nn.Module, kind: str, spec: Mapping[str, Any]) -> int:
-    """Write a network into a folder, each file whole or not at all.
+@dataclass(frozen=True)
+class Description:
+    """What a saved network is.
 
     Args:
         kind: the registry kind of its class, ``networks`` or ``modules``.
-        spec: the component that builds it: ``name`` and arguments.
+        component: what builds it: ``name`` and arguments.
+        facts: of the data that it was trained on, such as ``num_classes``.
+    """
+
+    kind: str
+    component: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def save(folder: Path, network: nn.Module, description: Description) -> int:
+    """Write a network into a folder, each file whole or not at all.
 
     Returns:
         The size of the weights' file in bytes.
     """
     with replacing(folder / WEIGHTS) as temporary:
         save_model(network, str(temporary))
-    write_json(folder / DESCRIPTION, {"schema": SCHEMA, "kind": kind, "component": dict(spec)})
+    write_json(folder / DESCRIPTION, {"schema": SCHEMA, **asdict(description)})
     return (folder / WEIGHTS).stat().st_size
 
 
-def describe(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The kind and the component of a saved network.
+def describe(folder: Path) -> Description:
+    """What the network saved in a folder is.
 
     Raises:
         ArtifactError: there is none, or its description is damaged.
@@ -78,16 +90,16 @@ def describe(folder: Path) -> tuple[str, dict[str, Any]]:
     path = folder / DESCRIPTION
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        kind, spec = data["kind"], data["component"]
+        found = Description(data["kind"], data["component"], data["facts"])
     except FileNotFoundError as cause:
-        raise ArtifactError(
-            f"{folder} has no {DESCRIPTION}: its stage has not finished, or it is no stage of a run"
-        ) from cause
+        raise ArtifactError(f"{folder} has no {DESCRIPTION}: its stage did not finish, or it is no stage") from cause
     except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise ArtifactError(f"{path} is damaged: {cause}") from cause
-    if kind not in ("networks", "modules") or not isinstance(spec, dict):
-        raise ArtifactError(f"{path} is damaged: expected a network or a module, got {kind!r}")
-    return kind, spec
+        raise ArtifactError(f"{path} is damaged: {type(cause).__name__} {cause}") from cause
+    if found.kind not in ("networks", "modules") or not all(
+        isinstance(d, dict) for d in (found.component, found.facts)
+    ):
+        raise ArtifactError(f"{path} is damaged: it describes no network")
+    return found
 
 
 def load_weights(network: nn.Module, weights: Path | Mapping[str, Tensor], *, except_for: tuple[str, ...] = ()) -> None:

@@ -25,6 +25,7 @@ from lab.check import component as find_component
 from lab.document import Node, Place, Problem, RecipeError
 from lab.optimization import given_steps
 from lab.plan import Component, From, Plan, Stage, Value
+from lab.recipe import ONLY_STAGE
 from lab.registry import KINDS, BrokenPlugin
 
 Fetch: typing.TypeAlias = Callable[[From, Mapping[str, Any]], tuple[torch.nn.Module, dict[str, Any]]]
@@ -43,8 +44,8 @@ def check_types(plan: Plan) -> None:
     for stage in plan.stages.values():
         for component in stage.components():
             if isinstance(component, Component):
-                problems += _problems(component, _key(plan, stage, component.path))
-        problems += _trainer_problems(stage, _key(plan, stage, ("trainer",)))
+                problems += _problems(component, _key(stage, component.path))
+        problems += _trainer_problems(stage, _key(stage, ("trainer",)))
     if problems:
         raise RecipeError(problems)
 
@@ -170,8 +171,8 @@ def _seed(seed: int, path: tuple[str, ...]) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def _key(plan: Plan, stage: Stage, path: tuple[str, ...]) -> str:
-    prefix = ("stages", stage.name) if len(plan.stages) > 1 else ()
+def _key(stage: Stage, path: tuple[str, ...]) -> str:
+    prefix = ("stages", stage.name) if stage.name != ONLY_STAGE else ()
     return ".".join((*prefix, *path))
 
 

@@ -90,13 +90,14 @@ def component(kind: str, data: Any, place: Place, facts: Sequence[str] = ()) -> 
 def read_signature(entry: Entry) -> Signature:
     """What a recipe may say to an entry: its constructor's parameters, less those that whoever calls a factory gives.
 
-    Read from source text, or from the class itself where a notebook defined it.
+    Read from source text, or from the class itself where a notebook defined it. An argument called as a reserved word
+    is out of a recipe's reach: it is left out, unless nothing works without it.
     """
     found = signature.read(entry.target)
     if not found.known and entry.loaded is not None:
         found = signature.inspected(entry.loaded, entry.target)
-    later = KINDS[entry.kind].later
-    return replace(found, parameters=dict(list(found.parameters.items())[later:])) if later else found
+    sayable = list(found.parameters.items())[KINDS[entry.kind].later :]
+    return replace(found, parameters={name: p for name, p in sayable if p.required or name not in RESERVED})
 
 
 def slot(parameter: Parameter) -> str | None:

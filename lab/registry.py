@@ -12,12 +12,10 @@ Listing reads package metadata only: no plugin runs, and neither torch nor light
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import importlib.metadata
 import os
-import tomllib
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -65,7 +63,7 @@ class Entry:
             found: Any = importlib.import_module(module)
             for part in attribute.split("."):
                 found = getattr(found, part)
-        except Exception as cause:  # a plugin may fail in any way
+        except (Exception, SystemExit) as cause:  # a plugin may fail in any way
             raise BrokenPlugin(
                 f"{self.kind} '{self.name}' of package {self.package} does not load ({self.target}): "
                 f"{type(cause).__name__}: {cause}{_install_hint(self, cause)}"
@@ -105,11 +103,13 @@ class Kind:
 
         Raises:
             DuplicateName: another class has the name already.
+            ValueError: its constructor needs an argument called ``name``, which no recipe can give.
         """
 
         def decorate(target: T) -> T:
+            _refuse_needed_name(self, name, target)
             entry = Entry(self.name, name, f"{target.__module__}:{target.__qualname__}", _home(target), target)
-            taken = [e for e in (*self._registered.values(), *_installed(self.name)) if e.name == name]
+            taken = [e for e in (*self._registered.values(), *_installed()[self.name]) if e.name == name]
             for other in taken:
                 if other.target != entry.target:
                     raise DuplicateName(_claims(self.name, name, [other, entry]))
@@ -121,7 +121,7 @@ class Kind:
     def entries(self) -> list[Entry]:
         """Every entry of this kind, by name; a name that two packages claim stands twice."""
         own = self._registered
-        installed = [e for e in _installed(self.name) if e.name not in own]
+        installed = [e for e in _installed()[self.name] if e.name not in own]
         return sorted([*own.values(), *installed], key=lambda e: (e.name, e.package))
 
     def names(self) -> list[str]:
@@ -201,13 +201,15 @@ def allow(package: str) -> None:
     """
     try:
         importlib.import_module(package)
-    except Exception as cause:  # a user's package may fail in any way
+    except (Exception, SystemExit) as cause:  # a user's package may fail in any way
         raise BrokenPlugin(f"--import {package}: {type(cause).__name__}: {cause}") from cause
     _imported.add(package.partition(".")[0])
 
 
 def nearest(name: str, names: Iterable[str], *, shown: int = 3) -> str:
     """`` (did you mean ...?)`` with the valid names closest to ``name``, else the names there are."""
+    import difflib
+
     names = sorted(set(names))
     close = difflib.get_close_matches(name, names, n=shown, cutoff=0.6)
     if close:
@@ -218,14 +220,66 @@ def nearest(name: str, names: Iterable[str], *, shown: int = 3) -> str:
 
 
 @cache
-def _installed(kind: str) -> tuple[Entry, ...]:
-    """Entry points of one group, from every installed distribution, each once."""
-    seen: dict[tuple[str, str, str], Entry] = {}
-    for point in importlib.metadata.entry_points(group=f"lab.{kind}"):
-        package = point.dist.name if point.dist is not None else "an unnamed package"
-        target = point.value.partition("[")[0].strip()
-        seen.setdefault((point.name, target, package), Entry(kind, point.name, target, package))
-    return tuple(seen.values())
+def _installed() -> dict[str, tuple[Entry, ...]]:
+    """The entry points of every kind, from every distribution on ``sys.path``, each once.
+
+    They are read as ``importlib.metadata`` reads them, whose own import would cost more than all else here.
+    """
+    found: dict[Entry, None] = {}
+    projects: set[str] = set()  # the first distribution of a name hides the others
+    for folder in dict.fromkeys(sys.path):
+        try:
+            infos = [info for info in os.listdir(folder or ".") if info.endswith((".dist-info", ".egg-info"))]  # noqa: PTH208
+        except OSError:  # no folder, or no right to look into it
+            continue
+        for info in infos:
+            project = info.rpartition(".")[0].partition("-")[0]
+            if project.lower().replace(".", "_") not in projects:
+                projects.add(project.lower().replace(".", "_"))
+                found |= dict.fromkeys(_entry_points(Path(folder, info), project))
+    return {kind: tuple(entry for entry in found if entry.kind == kind) for kind in KINDS}
+
+
+def _entry_points(folder: Path, project: str) -> Iterator[Entry]:
+    """The entries of one distribution, from ``entry_points.txt`` in the folder of its metadata."""
+    group, package = "", ""
+    for line in map(str.strip, _text(folder / "entry_points.txt").splitlines()):
+        if line.startswith("["):
+            group = line.strip("[]").strip()
+        elif group.startswith("lab.") and "=" in line and line[0] not in "#;":
+            name, _, value = (part.strip() for part in line.partition("="))
+            package = package or _project_name(folder) or project
+            yield Entry(group.removeprefix("lab."), name, value.partition("[")[0].strip(), package)
+
+
+def _project_name(folder: Path) -> str:
+    """A distribution's name as its author writes it."""
+    for file in ("METADATA", "PKG-INFO"):
+        for line in _text(folder / file).splitlines():
+            if line.lower().startswith("name:"):
+                return line[5:].strip()
+    return ""
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _refuse_needed_name(kind: Kind, name: str, target: Callable[..., Any]) -> None:
+    import inspect
+
+    try:
+        needed = inspect.signature(target).parameters.get("name")
+    except (TypeError, ValueError):  # written in C, say
+        return
+    if needed is not None and needed.default is needed.empty:
+        raise ValueError(
+            f"{kind.singular} '{name}' ({target.__module__}.{target.__qualname__}) needs an argument 'name', which a "
+            "recipe cannot give: there, `name` is the component's own; call the argument something else"
+        )
 
 
 def _home(target: Any) -> str:
@@ -237,8 +291,10 @@ def _claims(kind: str, name: str, entries: list[Entry]) -> str:
     return f"{kind} '{name}' is claimed by {claims}: uninstall one of them, or rename"
 
 
-def _install_hint(entry: Entry, cause: Exception) -> str:
+def _install_hint(entry: Entry, cause: BaseException) -> str:
     """The line that installs what is missing, where an extra of this project brings it."""
+    import importlib.metadata
+
     if not isinstance(cause, ModuleNotFoundError) or not cause.name:
         return ""
     package = cause.name.partition(".")[0]
@@ -257,6 +313,8 @@ def _install_hint(entry: Entry, cause: Exception) -> str:
 
 def _pyproject_hint(kind: str, name: str) -> str:
     """A name that stands in a pyproject.toml here, but is not installed yet."""
+    import tomllib
+
     for folder in (Path.cwd(), Path(__file__).parent.parent):
         try:
             text = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))

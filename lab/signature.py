@@ -23,7 +23,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Final
 
@@ -145,7 +144,7 @@ def inspected(obj: Any, target: str) -> Signature:
     for base in [cls for cls in classes if "__init__" in vars(cls)][1:2] if is_open else []:
         readable = read(f"{base.__module__}:{base.__qualname__}")
         inherited = readable if readable.known else inspected(base, readable.target)
-        parameters |= {name: _loosened(p) for name, p in inherited.parameters.items() if name not in parameters}
+        parameters |= _loosened(_Arguments(inherited.parameters)).parameters | parameters
     return replace(found, parameters=parameters, open=is_open, known=True)
 
 
@@ -168,8 +167,11 @@ _TRANSPARENT = {"abc.ABC", "abc.ABCMeta", "type", "typing.Generic", "typing.Prot
 # Known too, and a larger file: it takes no arguments, unless `call_super_init` is set.
 _TORCH_MODULE = "torch.nn.modules.module.Module"
 
-# Class decorators that leave the constructor as it is written; so do those whose name says that they register.
-_HARMLESS = {"final", "runtime_checkable", "total_ordering", "deprecated"}
+# Decorators that leave a class or a constructor as it is written; so do those whose name says that they register.
+_HARMLESS = {
+    *("abstractmethod", "deprecated", "final", "override", "runtime_checkable", "total_ordering"),
+    *("checked", "validate_call", "_defaults_from_env_vars"),  # pydantic's, Lightning's Trainer's
+}
 
 # In a file with one of these, a name that isn't written may exist all the same.
 _DYNAMIC = ("__getattr__", "globals(", "setattr(", "sys.modules", "exec(", "import *")
@@ -271,6 +273,10 @@ class _Definition:
         every = _bindings(self.node.body, "") if isinstance(self.node, ast.ClassDef) else {}
         return {name: kept for name, bound in every.items() if (kept := [b for b in bound if b.how != _TYPING])}
 
+    @property
+    def decorators(self) -> list[ast.expr]:
+        return self.node.decorator_list if isinstance(self.node, ast.ClassDef) else []
+
     def method(self, name: str) -> _Function:
         """A method of a class."""
         first, *others = [binding.value for binding in self.body[name]]
@@ -295,23 +301,16 @@ class _Arguments:
 def _spec(name: str) -> tuple[str | None, list[str]] | None:
     """File and folders of a module, found without running the packages above it; None if there is no such module."""
     parent, _, tail = name.rpartition(".")
-    above = _spec(parent) if parent else None
-    spec = None
+    within = (_spec(parent) or (None, []))[1] if parent else None
     try:
-        if not parent:
-            spec = importlib.util.find_spec(name)
-        elif above:
-            finders: list[Any] = [PathFinder, *sys.meta_path]  # the latter know of editable installs
-            spec = next((spec for finder in finders if (spec := finder.find_spec(name, above[1]))), None)
+        specs = (finder.find_spec(name, within) for finder in sys.meta_path)
+        spec = next(filter(None, specs), None)
+        return (spec.origin, list(spec.submodule_search_locations or ())) if spec else None
+    except KeyError:  # a namespace package looks for the one around it among the imported modules
+        folders = [Path(folder, tail) for folder in within or ()]
+        return None, [str(folder) for folder in folders if folder.is_dir()]
     except (ImportError, ValueError, AttributeError):
         return None
-    if spec is None:
-        return None
-    try:
-        return spec.origin, list(spec.submodule_search_locations or ())
-    except KeyError:  # a namespace package looks for the package around it among the imported ones
-        folders = [Path(folder, tail) for folder in (above or (None, []))[1]]
-        return None, [str(folder) for folder in folders if folder.is_dir()]
 
 
 @cache
@@ -521,14 +520,15 @@ def _called(mro: _Mro) -> _Arguments:
     """What calling a class takes: a metaclass decides, then ``__new__``, if it names arguments, then ``__init__``."""
     for cls in mro:
         for keyword in cls.node.keywords if isinstance(cls.node, ast.ClassDef) else ():
-            if keyword.arg in ("metaclass", None):
-                order = _mro(_base(cls, keyword.value))
-                if any(each.opaque or "__call__" in each.body for each in order):
-                    raise _Unreadable(f"its metaclass {order[0].home} may take other arguments")
+            if keyword.arg in ("metaclass", None) and _base(cls, keyword.value).home not in _TRANSPARENT:
+                raise _Unreadable(f"the metaclass of {cls.home} may change its constructor")
     maker = next((cls for cls in mro if "__new__" in cls.body), None)
-    arguments = _declared(maker.method("__new__"), maker, skip=1) if maker else _constructor(mro)
-    if maker and not arguments.parameters:
-        raise _Unreadable(f"{maker.home} has a __new__")
+    if maker is None:
+        arguments = _constructor(mro)
+    else:
+        arguments = _declared(maker.method("__new__"), maker, skip=1)
+        if not arguments.parameters or not all(map(_harmless, maker.decorators)):
+            raise _Unreadable(f"{maker.home} has a __new__")
     return replace(arguments, open=arguments.open or any(cls.opaque for cls in mro))
 
 
@@ -539,12 +539,10 @@ def _constructor(mro: _Mro, start: int = 0) -> _Arguments:
             raise _Unreadable(f"its base {cls.home} can't be read")
         if cls.home == _TORCH_MODULE and cls.node is None:
             return _Arguments({}, open=any("call_super_init" in each.body for each in mro))
-        generates = (_dataclass_options(cls) or {"init": False}).get("init", True)
+        options = _dataclass_options(cls)
         if "__init__" in cls.body:
             return _written(mro, at)
-        if generates is MISSING:
-            raise _Unreadable(f"it isn't certain whether {cls.home} generates its constructor")
-        if generates:
+        if options is not None and options.get("init", True) is not False:
             return _generated(mro[at:])
         if isinstance(cls.node, ast.ClassDef) and len(cls.node.bases) > 1 and any(each.opaque for each in mro):
             raise _Unreadable(f"not all bases of {cls.home} can be read")
@@ -564,7 +562,8 @@ def _declared(function: _Function, home: _Definition, skip: int) -> _Arguments:
         raise _Unreadable(f"{function.name} takes *args only")
     named = [*pairs[only_by_place:], *zip(a.kwonlyargs, a.kw_defaults, strict=True)]
     parameters = {arg.arg: _parameter(home, arg.arg, arg.annotation, default) for arg, default in named}
-    return _Arguments(parameters, tuple(arg.arg for arg, _ in pairs), open=a.kwarg is not None)
+    found = _Arguments(parameters, tuple(arg.arg for arg, _ in pairs), open=a.kwarg is not None)
+    return found if all(map(_harmless, function.decorator_list)) else _loosened(found)
 
 
 def _parameter(home: _Definition, name: str, annotation: ast.expr | None, default: ast.expr | None) -> Parameter:
@@ -579,9 +578,16 @@ def _parameter(home: _Definition, name: str, annotation: ast.expr | None, defaul
     )
 
 
-def _loosened(parameter: Parameter) -> Parameter:
-    """The same where something else may give its value."""
-    return replace(parameter, default="...", literal=MISSING)
+def _harmless(decorator: ast.expr) -> bool:
+    """The decorator leaves alone what it decorates."""
+    name = _called_name(decorator).rpartition(".")[2]
+    return name in _HARMLESS or name.startswith("register")
+
+
+def _loosened(arguments: _Arguments) -> _Arguments:
+    """The same where something else may give arguments, or take more."""
+    optional = {name: replace(p, default="...", literal=MISSING) for name, p in arguments.parameters.items()}
+    return _Arguments(optional, arguments.positional, open=True)
 
 
 def _written(mro: _Mro, at: int) -> _Arguments:
@@ -599,9 +605,10 @@ def _written(mro: _Mro, at: int) -> _Arguments:
     by_place = [each for each in call.args if not (isinstance(each, ast.Starred) and _dotted(each.value) == rest)]
     exact = exact and len(by_place) <= len(base.positional) and not any(isinstance(e, ast.Starred) for e in by_place)
     bound = {*own.parameters, *base.positional[: len(by_place)], *(keyword.arg for keyword in call.keywords)}
-    added = {name: p if exact else _loosened(p) for name, p in base.parameters.items() if name not in bound}
+    base = base if exact else _loosened(base)
+    added = {name: p for name, p in base.parameters.items() if name not in bound}
     positional = [name for name in base.positional if name in added] if len(by_place) < len(call.args) else []
-    return _Arguments({**own.parameters, **added}, (*own.positional, *positional), base.open or not exact)
+    return _Arguments({**own.parameters, **added}, (*own.positional, *positional), base.open)
 
 
 def _passed_on(init: _Function, name: str) -> tuple[ast.Call | None, bool]:
@@ -647,14 +654,12 @@ def _dataclass_options(cls: _Definition) -> dict[str, Any] | None:
         _Unreadable: another decorator may replace the constructor.
     """
     options = None
-    for decorator in cls.node.decorator_list if isinstance(cls.node, ast.ClassDef) else ():
-        dotted = _called_name(decorator)
-        name = dotted.rpartition(".")[2]
-        if "dataclasses.dataclass" in cls.module.meanings(dotted):
+    for decorator in cls.decorators:
+        if "dataclasses.dataclass" in cls.module.meanings(_called_name(decorator)):
             keywords = decorator.keywords if isinstance(decorator, ast.Call) else []
-            options = {keyword.arg or "init": _literal(keyword.value) for keyword in keywords}
-        elif name not in _HARMLESS and not name.startswith("register"):
-            raise _Unreadable(f"{cls.home} is decorated with {dotted}")
+            options = {keyword.arg or "**": _literal(keyword.value) for keyword in keywords}
+        elif not _harmless(decorator):
+            raise _Unreadable(f"{cls.home} is decorated with {ast.unparse(decorator)}")
     return options
 
 
@@ -664,11 +669,11 @@ def _generated(mro: _Mro) -> _Arguments:
     by_keyword: set[str] = set()
     for cls in reversed(mro):
         options = _dataclass_options(cls)
-        if cls.opaque:
-            raise _Unreadable(f"its base {cls.home} can't be read")
+        if cls.opaque or (options and MISSING in options.values()):
+            raise _Unreadable(f"the fields of {cls.home} can't be read")
         if options is None or not isinstance(cls.node, ast.ClassDef):
             continue
-        keywords_only = options.get("kw_only", False) is not False
+        keywords_only = options.get("kw_only", False)
         for statement in cls.node.body:
             if isinstance(statement, ast.If | ast.Try | ast.With | ast.For):
                 raise _Unreadable(f"fields of {cls.home} depend on conditions")
@@ -686,7 +691,7 @@ def _generated(mro: _Mro) -> _Arguments:
             given = _literal(said["init"]) if "init" in said else True
             assigned_elsewhere = default is None and not said and any(name in each.body for each in mro)
             if given is MISSING or None in said or assigned_elsewhere:
-                fields[name] = _loosened(fields[name])
+                fields[name] = replace(fields[name], default="...", literal=MISSING)
             if given is False:
                 del fields[name]
             if keywords_only or "kw_only" in said:

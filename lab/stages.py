@@ -62,13 +62,13 @@ class Built:
         return network if isinstance(network, nn.Module) else self.module
 
     @property
-    def artifact(self) -> tuple[str, dict[str, Any]]:
-        """The kind of :attr:`network` and the component that builds it."""
+    def description(self) -> artifact.Description:
+        """What :attr:`network` is: enough to build it again without the recipe or the data."""
         described = self.stage.module.arguments.get("network")
-        if self.network is not self.module and isinstance(described, Component | From):
-            kind = "modules" if isinstance(self.network, LightningModule) else "networks"
-            return kind, self.builder.spec(described)
-        return "modules", self.builder.spec(self.stage.module)
+        if self.network is self.module or not isinstance(described, Component | From):
+            return artifact.Description("modules", self.builder.spec(self.stage.module), self.builder.facts)
+        kind = "modules" if isinstance(self.network, LightningModule) else "networks"
+        return artifact.Description(kind, self.builder.spec(described), self.builder.facts)
 
 
 def fit(
@@ -135,14 +135,12 @@ def train(this: Run, plan: Plan, name: str, *, smoke: bool = False) -> dict[str,
     with trainer.quiet():
         built = build(stage, this)
         callbacks, loggers = _attachments(built, this, plan)
-        counter = _Count()
-        lightning = trainer.make(stage.trainer.plain(), folder, [*callbacks.values(), counter], loggers, smoke=smoke)
+        meter = _Meter()
+        lightning = trainer.make(stage.trainer.plain(), folder, [*callbacks.values(), meter], loggers, smoke=smoke)
         try:
             _describe(this, built, lightning, plan)
-            began = time.monotonic()
             seed_everything(stage.seed, workers=True, verbose=False)
             _fit(lightning, built)
-            seconds = time.monotonic() - began
             checkpoint = _select(built, callbacks.get("checkpoints"))
             metrics = {
                 key: float(value) for key, value in lightning.callback_metrics.items() if not key.startswith("test/")
@@ -156,8 +154,8 @@ def train(this: Run, plan: Plan, name: str, *, smoke: bool = False) -> dict[str,
             result: dict[str, Any] = {
                 "status": "finished",
                 "metrics": {key: value for key, value in metrics.items() if "/" in key},
-                "n_test": counter.samples(lightning),
-                "train_seconds": round(seconds, 3),
+                "n_test": meter.samples(lightning),
+                "train_seconds": round(meter.seconds, 3),
                 "parent": stage.parents[0] if stage.parents else None,
                 "parents": stage.parents,
                 "checkpoint": checkpoint.relative_to(this.folder).as_posix() if checkpoint else None,
@@ -175,19 +173,21 @@ def train(this: Run, plan: Plan, name: str, *, smoke: bool = False) -> dict[str,
     return result
 
 
-def build(stage: Stage, this: Run | None = None) -> Built:
+def build(stage: Stage, this: Run | None = None, facts: Mapping[str, Any] | None = None) -> Built:
     """A stage's data and module, the data's facts filled in.
 
     Args:
         this: the run that ``{from: stage}`` looks into.
+        facts: instead of the data's own: those of the data that the stage was trained on.
     """
     builder = Builder(stage.seed, lambda reference, facts: fetch(reference, facts, this))
     data = builder.build(stage.data) if stage.data is not None else None
-    facts = tuple(getattr(data, "facts", ()))
-    if data is not None and facts:
+    if facts is not None:
+        builder.facts = dict(facts)
+    elif data is not None and (names := tuple(getattr(data, "facts", ()))):
         data.prepare_data()
         data.setup("fit")
-        builder.facts = {fact: value for fact in facts if (value := getattr(data, fact, None)) is not None}
+        builder.facts = {name: value for name in names if (value := getattr(data, name, None)) is not None}
     return Built(stage, builder, builder.build(stage.module), data)
 
 
@@ -198,7 +198,8 @@ def fetch(reference: From, facts: Mapping[str, Any], this: Run | None) -> tuple[
         ArtifactError: there is none, or not of that kind.
     """
     folder = _source(reference, this)
-    kind, spec = artifact.describe(folder)
+    saved = artifact.describe(folder)
+    kind, spec = saved.kind, saved.component
     reset = reference.head == "reset"
     if reset:
         spec = {**spec, "num_classes": facts.get("num_classes", spec.get("num_classes"))}
@@ -206,9 +207,9 @@ def fetch(reference: From, facts: Mapping[str, Any], this: Run | None) -> tuple[
     network: nn.Module = Builder(0).build(component(kind, spec, place))
     weights: Any = folder / artifact.WEIGHTS
     if reference.checkpoint == "last":
-        saved = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+        state = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
         prefix = "network." if kind == "networks" else ""
-        weights = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
+        weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if reset and not hasattr(network, "head"):
         raise artifact.ArtifactError(
             f"{reference.place}: head: reset needs a network with a `head`; {spec['name']} has none"
@@ -252,7 +253,7 @@ def open_stage(this: Run, name: str | None, overrides: Sequence[str] = ()) -> tu
     name = name or list(plan.stages)[-1]
     check_types(Plan(plan.name, plan.description, {name: plan.stages[name]}))
     with trainer.quiet():
-        built = build(plan.stages[name], this)
+        built = build(plan.stages[name], this, artifact.describe(this.stage(name)).facts)
         artifact.load_weights(built.network, this.stage(name) / artifact.WEIGHTS)
         arguments = {key: value for key, value in plan.stages[name].trainer.plain().items() if key in _EVALUATION}
         lightning = Trainer(
@@ -334,8 +335,7 @@ def _keep(built: Built, lightning: Trainer, folder: Path) -> dict[str, Any]:
     for callback in lightning.callbacks:  # type: ignore[attr-defined]  # Lightning adds it outside the constructor
         if isinstance(callback, Reports):
             reported |= callback.results(lightning, built.module)
-    kind, spec = built.artifact
-    return {**reported, "bytes": artifact.save(folder, built.network, kind, spec)}
+    return {**reported, "bytes": artifact.save(folder, built.network, built.description)}
 
 
 def _missed(stage: Stage, result: Mapping[str, Any]) -> list[str]:
@@ -361,11 +361,19 @@ def _tell(loggers: Sequence[Logger], result: Mapping[str, Any], this: Run) -> No
             logger.log_table("scoreboard", columns=columns, data=rows)
 
 
-class _Count(Callback):
-    """How many samples were tested."""
+class _Meter(Callback):
+    """How long training took, and how many samples were tested."""
 
     def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
         self._samples = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = time.monotonic()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds = time.monotonic() - self._began
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any

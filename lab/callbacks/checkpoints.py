@@ -15,8 +15,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from typing_extensions import override
@@ -223,7 +223,8 @@ def _finished(trainer: Trainer) -> int:
 
 
 def _validates(trainer: Trainer) -> bool:
-    return trainer.enable_validation and sum(trainer.num_val_batches) > 0
+    """Whether there is validation data; until the first validation asks for it, as far as is known."""
+    return trainer.enable_validation and (trainer.val_dataloaders is None or sum(trainer.num_val_batches) > 0)
 
 
 def _saves_one_file(strategy: Strategy) -> bool:
@@ -233,8 +234,9 @@ def _saves_one_file(strategy: Strategy) -> bool:
 
 
 def _unknown(monitor: str, metrics: Mapping[str, Tensor]) -> str:
-    logged = ", ".join(sorted(metrics)) or "nothing"
-    return f"checkpoints: no metric '{monitor}' was logged{nearest(monitor, metrics)}; logged were: {logged}"
+    hint = nearest(monitor, metrics)
+    logged = f"; logged were: {', '.join(sorted(metrics))}" if "did you mean" in hint else ""
+    return f"checkpoints: no metric '{monitor}' was logged{hint}{logged}"
 
 
 def _checkpoint(trainer: Trainer) -> io.BytesIO:
@@ -244,15 +246,36 @@ def _checkpoint(trainer: Trainer) -> io.BytesIO:
         TypeError: it has values that don't load with ``weights_only=True``; the message names them.
     """
     checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-    content = io.BytesIO()
-    if trainer.is_global_zero:
-        torch.save(checkpoint, content)
-        if get_unsafe_globals_in_checkpoint(content):
-            raise TypeError(
-                "a checkpoint holds numbers, strings, tensors, and lists and mappings of them, so that loading it runs "
-                f"no code; this one also holds {', '.join(_unsafe(checkpoint))}"
-            )
+    if not trainer.is_global_zero:
+        return io.BytesIO()
+    content, safe = _saved(checkpoint)
+    if not safe:
+        raise TypeError(
+            "a checkpoint holds numbers, strings, tensors, and lists and mappings of them, so that loading it runs no "
+            f"code; this one also holds {', '.join(_unsafe(checkpoint))}"
+        )
     return content
+
+
+def _saved(value: Any) -> tuple[io.BytesIO, bool]:
+    """What ``torch.save`` makes of a value, and whether that loads with ``weights_only=True``."""
+    content = io.BytesIO()
+    torch.save(value, content)
+    content.seek(0)
+    return content, not get_unsafe_globals_in_checkpoint(content)
+
+
+def _unsafe(value: Any, place: str = "") -> Iterator[str]:
+    """Where the values are that don't load so, and their types."""
+    if _saved(value)[1]:
+        return
+    parts: Mapping[Any, Any] = {}
+    if isinstance(value, Mapping):
+        parts = value
+    elif isinstance(value, list | tuple):
+        parts = dict(enumerate(value))
+    inside = [found for key, part in parts.items() for found in _unsafe(part, f"{place}.{key}".removeprefix("."))]
+    yield from inside or [f"{place} ({type(value).__qualname__})"]
 
 
 def _save(trainer: Trainer, path: Path, content: io.BytesIO) -> None:
@@ -265,18 +288,3 @@ def _save(trainer: Trainer, path: Path, content: io.BytesIO) -> None:
     except OSError as cause:
         said = f"the checkpoint could not be written ({cause.strerror}); the one before it is intact"
         raise OSError(cause.errno, said, str(path)) from cause
-
-
-def _unsafe(value: Any, place: str = "") -> Iterator[str]:
-    """Where the values are that don't load with ``weights_only=True``, and their types."""
-    content = io.BytesIO()
-    torch.save(value, content)
-    if not get_unsafe_globals_in_checkpoint(content):
-        return
-    parts: Mapping[Any, Any] = {}
-    if isinstance(value, Mapping):
-        parts = value
-    elif isinstance(value, list | tuple):
-        parts = dict(enumerate(value))
-    inside = [found for key, part in parts.items() for found in _unsafe(part, f"{place}.{key}".removeprefix("."))]
-    yield from inside or [f"{place} ({type(value).__qualname__})"]

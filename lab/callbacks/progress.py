@@ -65,8 +65,8 @@ class Progress(Callback):
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._work is not None:  # only now has the epoch before all its metrics
-            self._say(trainer, self._work, due=self._work.line_due())
             self._work.where = _epoch(trainer, trainer.current_epoch + 1)
+            self._say(trainer, self._work, due=self._work.line_due())
 
     @override
     def on_train_batch_end(
@@ -250,7 +250,7 @@ class _Work:
         bar = min(max(room, BAR.start), BAR.stop)
         full = round(bar * self.done / self.total) if known and self.total else 0
         parts.insert(2, ("━" * full + "─" * (bar - full), "green"))
-        line = Text("  ").join(Text(" ".join(text.split()), style) for text, style in parts if text)
+        line = Text("  ").join(Text(text.replace("\n", " "), style) for text, style in parts if text)
         line.truncate(width - 1, overflow="ellipsis")
         return line
 

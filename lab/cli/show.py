@@ -22,6 +22,7 @@ def run(options: argparse.Namespace) -> int:
     from lab import document, recipe
     from lab.check import check
     from lab.plan import Component
+    from lab.recipe import ONLY_STAGE
     from lab.registry import allow
 
     for package in options.imports:
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     plan = check(recipe.load(options.recipe, options.overrides))
     print(document.dump(plan.resolved()), end="")
     for stage in plan.stages.values():
-        prefix = f"stages.{stage.name}." if len(plan.stages) > 1 else ""
+        prefix = f"stages.{stage.name}." if stage.name != ONLY_STAGE else ""
         for component in stage.components():
             if isinstance(component, Component):
                 for name, source in component.filled.items():

@@ -84,7 +84,7 @@ class Classification(Objective):
     def metrics(self) -> MetricCollection:
         """``accuracy`` and the other ``measures``, of logits ``[B, C]`` and class indices ``[B]``."""
         chosen = dict.fromkeys(("accuracy", *self.measures))
-        # Groups would share what looks alike after one batch: top5 would become accuracy where that batch is all right.
+        # Groups share the counts that are alike after one batch: where that is all right, top5 would become recall.
         return MetricCollection(
             {name: _MEASURES[name](num_classes=self.num_classes, validate_args=False) for name in chosen},
             compute_groups=False,

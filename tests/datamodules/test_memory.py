@@ -219,6 +219,13 @@ def test_without_a_validation_split_there_is_no_validation_loader() -> None:
     assert ready(val_fraction=0).val_dataloader() == []
 
 
+def test_a_regression_may_have_an_empty_split() -> None:
+    data = Houses(val_fraction=0)
+    data.setup()
+    assert data.num_classes == 2
+    assert data.val.targets.shape == (0, 2)
+
+
 def test_an_empty_split_is_refused_where_samples_are_needed() -> None:
     data = ready(val_fraction=0, test_fraction=1)
     with pytest.raises(ValueError, match=r"no training samples \(val_fraction=0.0, test_fraction=1.0\)"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,8 +38,19 @@ def runs_in(folder: Path) -> list[WandbRun]:
     return [read(path) for path in sorted(folder.rglob("*.wandb"), key=lambda p: p.stat().st_mtime)]
 
 
-def read(path: Path) -> WandbRun:
-    """The run in one ``.wandb`` file."""
+def read(path: Path, *, wait: float = 10.0) -> WandbRun:
+    """The run in one ``.wandb`` file.
+
+    Args:
+        wait: seconds to wait for the run's end: W&B's own process writes it a little after ``finish()`` returned.
+    """
+    until = time.monotonic() + wait
+    while (run := _read(path)).exit_code is None and time.monotonic() < until:
+        time.sleep(0.01)
+    return run
+
+
+def _read(path: Path) -> WandbRun:
     run = WandbRun()
     for record in _records(path.read_bytes()):
         kind = record.WhichOneof("record_type")
@@ -66,7 +78,7 @@ def _items(items: Any) -> dict[str, Any]:
 
 def _records(content: bytes) -> Iterator[Any]:
     """Protobuf messages in LevelDB's log format: blocks of 32 KiB, records split over them, each part with a CRC."""
-    assert content.startswith(b":W&B"), content[:HEADER]
+    assert content[:4] in (b"", b":W&B"), content[:HEADER]
     at, parts = HEADER, b""
     while at + HEADER <= len(content):
         if (left := BLOCK - at % BLOCK) < HEADER:
@@ -74,6 +86,8 @@ def _records(content: bytes) -> Iterator[Any]:
             continue
         crc, size, kind = struct.unpack("<IHB", content[at : at + HEADER])
         part = content[at + HEADER : at + HEADER + size]
+        if len(part) < size:  # still being written
+            return
         assert zlib.crc32(bytes([kind]) + part) == crc, f"damaged record at byte {at}"
         parts = part if kind in (FULL, FIRST) else parts + part
         if kind in (FULL, LAST):

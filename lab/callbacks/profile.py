@@ -1,0 +1,166 @@
+"""What a network costs: parameters, multiplications, milliseconds."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
+from typing_extensions import override
+
+from lab.batch import Labelled
+
+WARM_UP = 0.03
+"""Seconds that a network runs before it is timed."""
+
+TIMED = 0.3
+"""Seconds that it is timed for, once at least."""
+
+
+def profile(network: nn.Module, example: Tensor) -> dict[str, Any]:
+    """A network's size, work and speed in eval mode, without gradients.
+
+    Zeros are counted in the weights as the forward pass uses them, parametrizations (masks, say) applied. MACs are
+    those of convolutions, matrix products, attention and recurrent layers, as torch's FlopCounterMode counts them (its
+    flops, halved); elementwise work is not in them. Latency is wall-clock time on this machine, with the process's
+    threads: compare it with what was measured beside it.
+
+    Args:
+        network: it is left as it was: modes, gradients and random state.
+        example: ``[1, ...]``, one input; moved to the network's device and precision.
+
+    Returns:
+        ``parameters``; ``nonzero_parameters``; ``macs`` for one sample; ``latency_ms``, the medians ``batch_1`` and
+        ``batch_64``, in milliseconds.
+    """
+    weight = next((p for p in network.parameters() if p.is_floating_point()), None)
+    if weight is not None:
+        example = example.to(weight.device, weight.dtype if example.is_floating_point() else None)
+    with _evaluating(network):
+        macs = _macs(network, example)
+        batch = example.repeat(64, *[1] * (example.ndim - 1))
+        latency = {"batch_1": _milliseconds(network, example), "batch_64": _milliseconds(network, batch)}
+    return {**_size(network), "macs": macs, "latency_ms": latency}
+
+
+class Profile(Callback):
+    """Adds the network's ``profile`` to the stage's results, for an input like the first one of its data.
+
+    A network that can't be run on one input, or data without inputs and targets, leaves its size alone.
+    """
+
+    def __init__(self) -> None:
+        self._example: Tensor | None = None
+
+    def results(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        """The profile of ``module.network``, or of the module itself."""
+        network = getattr(module, "network", None)
+        network = network if isinstance(network, nn.Module) else module
+        if self._example is None:
+            return _size(network)
+        try:
+            return profile(network, self._example)
+        except Exception:  # whatever a network may ask of its input
+            return _size(network)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._remember(batch)
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._remember(batch)
+
+    on_test_batch_start = on_validation_batch_start
+
+    def _remember(self, batch: Any) -> None:
+        if self._example is None:
+            with contextlib.suppress(TypeError):
+                self._example = Labelled.of(batch).inputs[:1].detach().clone()
+
+
+def _size(network: nn.Module) -> dict[str, int]:
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    with _evaluating(network):
+        zeros = sum(tensor.numel() - int(tensor.count_nonzero()) for tensor in _used(network))
+    return {"parameters": parameters, "nonzero_parameters": parameters - zeros}
+
+
+def _used(network: nn.Module) -> Iterator[Tensor]:
+    """The parameters, those that are parametrized as the forward pass sees them."""
+    behind: set[Tensor] = set()
+    for module in network.modules():
+        if parametrize.is_parametrized(module):
+            for name, chain in module.parametrizations.items():  # type: ignore[operator, union-attr]
+                behind.update(chain.parameters())
+                yield getattr(module, name)
+    yield from (parameter for parameter in network.parameters() if parameter not in behind)
+
+
+@contextlib.contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()]
+    gpus = {parameter.device for parameter in network.parameters() if parameter.is_cuda}
+    try:
+        network.eval()
+        with torch.no_grad(), torch.random.fork_rng(gpus):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _macs(network: nn.Module, example: Tensor) -> int:
+    attention_fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter doesn't know the fused layer
+    recurrent = {torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops, torch.ops.aten._cudnn_rnn: _cudnn_flops}
+    try:
+        with FlopCounterMode(display=False, custom_mapping=recurrent) as counter:
+            network(example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(attention_fused)
+    return int(counter.get_total_flops()) // 2
+
+
+def _recurrent_flops(steps: Sequence[int], *weights: Sequence[int], **_: Any) -> int:
+    """One layer in one direction, by shapes: ``[T, B, I]``, then the matrices of the input and of the state."""
+    return 2 * steps[0] * steps[1] * sum(math.prod(weight) for weight in weights[:2])
+
+
+def _cudnn_flops(steps: Sequence[int], weights: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
+    """All layers and directions at once."""
+    return 2 * steps[0] * steps[1] * sum(math.prod(weight) for weight in weights if len(weight) == 2)
+
+
+def _milliseconds(network: nn.Module, batch: Tensor) -> float:
+    """The median time of a forward pass."""
+    _times(network, batch, WARM_UP)
+    return round(statistics.median(_times(network, batch, TIMED)) * 1e3, 4)
+
+
+@torch.inference_mode()
+def _times(network: nn.Module, batch: Tensor, seconds: float) -> list[float]:
+    times: list[float] = []
+    _wait(batch.device)
+    until = time.perf_counter() + seconds
+    while not times or time.perf_counter() < until:
+        began = time.perf_counter()
+        network(batch)
+        _wait(batch.device)
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
