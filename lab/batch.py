@@ -50,7 +50,8 @@ class Labelled:
     def labelled(self) -> Tensor:
         """``[B]`` bool: the samples whose target is known."""
         if self.targets.is_floating_point():
-            return ~self.targets.reshape(len(self.targets), -1).isnan().any(dim=1)
+            missing = self.targets.isnan()
+            return ~(missing.flatten(1).any(dim=1) if missing.ndim > 1 else missing)
         return self.targets != UNLABELLED
 
     @classmethod

@@ -185,10 +185,10 @@ def _problems(component: Component, key: str) -> Iterator[Problem]:
         yield Problem(component.place, key, str(cause))
         return
     if not callable(target):
-        yield Problem(component.place, key, f"{component.entry.target} is no class or function")
+        yield Problem(component.place, key, f"{_whose(component)} is no class or function")
         return
     if isinstance(target, type) and kind.base and not issubclass(target, _class(kind.base)):
-        yield Problem(component.place, key, f"{component.name} ({component.entry.target}) is no {kind.base}")
+        yield Problem(component.place, key, f"{_whose(component)} is no {kind.base}")
         return
     hints = _all_hints(component)
     sound = True
@@ -203,6 +203,10 @@ def _problems(component: Component, key: str) -> Iterator[Problem]:
                 yield Problem(child.place, f"{key}.{name}", wrong)
     if sound and kind.factory and (refused := _probe(component, target)) is not None:
         yield Problem(component.place, key, refused)
+
+
+def _whose(component: Component) -> str:
+    return f"{component.name} of package {component.entry.package} ({component.entry.target})"
 
 
 def _children(value: Value) -> Iterator[Component]:

@@ -16,7 +16,7 @@ from lab import signature
 from lab.document import Node, Place, Problem, RecipeError
 from lab.plan import FROM_OPTIONS, Component, From, Gate, Plan, Stage, Value
 from lab.recipe import ONLY_STAGE, RESERVED, Recipe, kind_of
-from lab.registry import KINDS, DuplicateName, Entry, Kind, UnknownName, datamodules, nearest
+from lab.registry import KINDS, DuplicateName, Entry, Kind, UnknownName, datamodules, nearest, networks
 from lab.signature import Parameter, Reference, Signature
 
 TRAINER = "lightning.pytorch.trainer.trainer:Trainer"
@@ -100,6 +100,16 @@ def read_signature(entry: Entry) -> Signature:
     return replace(found, parameters={name: p for name, p in sayable if p.required or name not in RESERVED})
 
 
+def kinds_with(name: str) -> list[Kind]:
+    """The kinds that know a name; for a dotted name the one that its class derives from, a function makes networks."""
+    found = [kind for kind in KINDS.values() if name in kind.names()]
+    if found or "." not in name or "/" in name:
+        return found
+    module, _, attribute = name.rpartition(".")
+    ancestors = signature.read(f"{module}:{attribute}").bases
+    return [kind for base in ancestors for kind in KINDS.values() if _same(base, kind.base)][:1] or [networks]
+
+
 def slot(parameter: Parameter) -> str | None:
     """The kind of component that an annotation asks for, if it does; factories go before what they are made of."""
     kinds = sorted(KINDS.values(), key=lambda kind: not kind.factory)
@@ -168,42 +178,51 @@ class _Finder:
             return self._from(node, kind, path, frozen)
         name_node = node.mapping.get("name", node)
         if not isinstance(name_node.value, str):
-            what = f"{KINDS[kind].singular if kind else 'component'}"
-            self.say(
-                node.place,
-                path,
-                f"expected a {what}: its name, or a mapping with `name:` and its arguments; got {kind_of(node)}",
-            )
+            what = KINDS[kind].singular if kind else "component"
+            how = "its name, or a mapping with `name:` and its arguments"
+            self.say(node.place, path, f"expected a {what}: {how}; got {kind_of(node)}")
             return None
         entry = self._entry(name_node, kind, path)
         if entry is None:
             return None
         signature = read_signature(entry)
         given = {key: child for key, child in node.mapping.items() if key != "name"}
-        for key, child in given.items():
-            if signature.known and not signature.open and key not in signature.parameters:
-                hint = nearest(key, [name for name in signature.parameters if name not in RESERVED])
-                self.say(child.key or child.place, (*path, key), f"{entry.name} has no argument '{key}'{hint}")
         filled = self._filled(entry, signature, given)
-        missing = [
-            name
-            for name, parameter in signature.parameters.items()
-            if signature.known and parameter.required and name not in given and name not in filled
-        ]
-        for name in missing:
-            reserved = " (which a recipe cannot say: `name` and `from` are reserved words)" if name in RESERVED else ""
-            what = f": {p.annotation}" if (p := signature.parameters[name]).annotation else ""
-            self.say(node.place, path, f"{entry.name} needs the argument '{name}'{what}{reserved}")
+        if signature.known:
+            self._arguments_fit(entry, signature, given, filled, place=node.place, path=path)
         arguments = {
             key: self._value(child, signature.parameters.get(key), (*path, key)) for key, child in given.items()
         }
         return Component(entry.kind, entry, signature, name_node.place, path, arguments, filled, frozen)
 
+    def _arguments_fit(
+        self,
+        entry: Entry,
+        signature: Signature,
+        given: Mapping[str, Node],
+        filled: Mapping[str, str],
+        *,
+        place: Place,
+        path: tuple[str, ...],
+    ) -> None:
+        """Whether a constructor has every argument that is given, and is given every one that it needs."""
+        for key, child in given.items():
+            if not signature.open and key not in signature.parameters:
+                hint = nearest(key, [name for name in signature.parameters if name not in RESERVED])
+                self.say(child.key or child.place, (*path, key), f"{entry.name} has no argument '{key}'{hint}")
+        for name, parameter in signature.parameters.items():
+            if parameter.required and name not in given and name not in filled:
+                what = f": {parameter.annotation}" if parameter.annotation else ""
+                cannot = (
+                    " (which a recipe cannot say: `name` and `from` are reserved words)" if name in RESERVED else ""
+                )
+                self.say(place, path, f"{entry.name} needs the argument '{name}'{what}{cannot}")
+
     def _entry(self, node: Node, kind: str | None, path: tuple[str, ...]) -> Entry | None:
         """The entry that a name node names; without a kind, of whichever kind has it."""
         name = str(node.value)
         here = (*path, "name") if node.key is not None and path and node.place else path
-        kinds = [KINDS[kind]] if kind else [k for k in KINDS.values() if name in k.names()]
+        kinds = [KINDS[kind]] if kind else kinds_with(name)
         if not kinds:
             self.say(
                 node.place,
@@ -224,13 +243,13 @@ class _Finder:
         if self._names_component(node, parameter, kind):
             frozen = parameter is not None and FROZEN in parameter.names
             return self.component(node, kind, path, frozen=frozen) or node
-        if node.items:
-            return [self._value(child, parameter, (*path, str(i))) for i, child in enumerate(node.items)]
         if node.mapping and kind and not takes_mapping:
             self.say(node.place, path, f"expected a {KINDS[kind].singular}: a mapping with `name:` or `from:`")
-        elif node.mapping and (kind or any(_is_component(child) for child in node.mapping.values())):
-            return {key: self._value(child, parameter, (*path, key)) for key, child in node.mapping.items()}
-        return node
+            return node
+        items = [self._value(child, parameter, (*path, str(i))) for i, child in enumerate(node.items)]
+        children = {key: self._value(child, parameter, (*path, key)) for key, child in node.mapping.items()}
+        found = any(not isinstance(value, Node) for value in (*items, *children.values()))
+        return (items or children) if found else node
 
     def _names_component(self, node: Node, parameter: Parameter | None, kind: str | None) -> bool:
         """Whether an argument's value is a component, not data."""
@@ -402,10 +421,6 @@ def _facts(data: Component | From | None) -> tuple[str, ...]:
     """The names of the facts that a datamodule declares."""
     facts = data.signature.attributes.get("facts", ()) if isinstance(data, Component) else ()
     return tuple(fact for fact in facts if isinstance(fact, str)) if isinstance(facts, tuple | list) else ()
-
-
-def _is_component(node: Node) -> bool:
-    return "name" in node.mapping or "from" in node.mapping
 
 
 def _takes_mapping(parameter: Parameter) -> bool:

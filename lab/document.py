@@ -21,7 +21,8 @@ from lab.errors import UserError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 64
-MAX_NODES = 100_000
+MAX_NODES = 20_000
+MAX_BITS = 64
 ONE_LINE = 110
 """How long a leaf may be to stand on one line when data are written."""
 
@@ -75,20 +76,24 @@ class Node:
         return self.value
 
     @classmethod
-    def of(cls, data: Any, place: Place) -> Node:
+    def of(cls, data: Any, place: Place, depth: int = 0) -> Node:
         """Plain data as nodes that all have one place.
 
         Raises:
-            RecipeError: the data has something that YAML's core schema has not.
+            RecipeError: the data has something that YAML's core schema has not, or is too deep.
         """
+        if depth > MAX_DEPTH:
+            raise RecipeError([Problem(place, "", f"more than {MAX_DEPTH} levels deep")])
         if isinstance(data, Mapping):
-            return cls({str(key): cls.of(child, place) for key, child in data.items()}, place)
+            return cls({str(key): cls.of(child, place, depth + 1) for key, child in data.items()}, place)
+        if isinstance(data, int) and data.bit_length() >= MAX_BITS:
+            raise RecipeError([Problem(place, "", f"a whole number of more than {MAX_BITS} bits")])
         if isinstance(data, str | int | float | bool | None):
             return cls(data, place)
         if isinstance(data, os.PathLike):
             return cls(str(data), place)
-        if isinstance(data, Sequence):
-            return cls([cls.of(child, place) for child in data], place)
+        if isinstance(data, Sequence) and not isinstance(data, bytes | bytearray):
+            return cls([cls.of(child, place, depth + 1) for child in data], place)
         raise RecipeError(
             [Problem(place, "", f"a recipe holds mappings, lists and scalars, not {type(data).__name__}")]
         )
@@ -103,7 +108,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.key + ': ' if self.key else ''}{self.message}"
+        text = f"{self.place}: {self.key + ': ' if self.key else ''}{self.message}"
+        return text.replace("\n", "\\n")  # a line a problem, whatever the recipe's names are
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -127,16 +133,19 @@ def read(path: Path) -> Node:
         RecipeError: it is missing, empty, no file, no text, no YAML, too large or too deep, with its place.
     """
     place = Place(str(path), is_file=True)
+    content = b""
     try:
         if not path.is_file():
-            raise _error(place, "is a folder, not a file" if path.is_dir() else "no such file")
+            raise _error(place, _instead_of_file(path))
         if (size := path.stat().st_size) > MAX_BYTES:
             raise _error(place, f"{size:,} bytes are more than a recipe's {MAX_BYTES:,}")
-        text = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
     except OSError as cause:
         raise _error(place, f"cannot be read: {cause.strerror}") from cause
     except UnicodeDecodeError as cause:
-        raise _error(place, f"is no UTF-8 text (byte {cause.start})") from cause
+        line = Place(str(path), content.count(b"\n", 0, cause.start) + 1, 1, is_file=True)
+        raise _error(line, f"is no UTF-8 text (byte {cause.start})") from cause
     return parse(text, place)
 
 
@@ -235,7 +244,8 @@ class _Composer:
     @staticmethod
     def _refuse_tag(tag: str | None, where: Place) -> None:
         if tag is not None:
-            raise _error(where, f"the tag {tag} is not allowed: a recipe is plain data")
+            shown = tag.replace("tag:yaml.org,2002:", "!!")
+            raise _error(where, f"the tag {shown} is not allowed: a recipe is plain data")
 
 
 @dataclass(frozen=True)
@@ -296,9 +306,8 @@ class _OpenMapping(_Open):
             raise _error(where, "merge keys (<<) are not YAML 1.2: use `extends`, or say it once at the top level")
         if child.text in self.children:
             first = self.children[child.text].key
-            raise _error(
-                where, f"the key stands twice in one mapping, first in line {first.line if first else '?'}", child.text
-            )
+            line = f", first in line {first.line}" if first and first.line else ""
+            raise _error(where, f"the key stands twice in one mapping{line}", child.text)
         self.key = (child.text, where)
 
     def node(self) -> Node:
@@ -320,9 +329,12 @@ def _resolve(text: str, place: Place) -> Scalar:
         return _WORDS[text]
     if _INT.fullmatch(text):
         try:
-            return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-        except ValueError as cause:
-            raise _error(place, "a number of too many digits") from cause
+            number = int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        except ValueError:  # more digits than Python converts
+            number = 1 << MAX_BITS
+        if number.bit_length() >= MAX_BITS:
+            raise _error(place, f"a whole number of more than {MAX_BITS} bits")
+        return number
     if _FLOAT.fullmatch(text):
         return float(text)
     if _INFINITE.fullmatch(text):
@@ -350,6 +362,15 @@ _Dumper.add_implicit_resolver("tag:lab,2026:float", _FLOAT, list("-+.0123456789"
 def _is_short(children: Iterable[Any], text: str) -> bool:
     nested = [child for child in children if isinstance(child, dict | list)]
     return len(text) <= ONE_LINE - 20 and all(_is_short(c.values() if isinstance(c, dict) else c, "") for c in nested)
+
+
+def _instead_of_file(path: Path) -> str:
+    """What a path is that is no file."""
+    if path.is_dir():
+        return "is a folder, not a file"
+    if path.exists():
+        return "is no file but a pipe or a device"
+    return "is a link that leads nowhere" if path.is_symlink() else "no such file"
 
 
 def _error(place: Place, message: str, key: str = "") -> RecipeError:

@@ -8,6 +8,8 @@ that).
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +31,10 @@ RESERVED = ("name", "from")
 """The words that no constructor argument may be called."""
 ONLY_STAGE = "main"
 """What the one stage of a recipe without ``stages`` is called."""
+SHOWN = 80
+"""How many characters of a value an error shows."""
+NULL = ("", "~", "null", "Null", "NULL")
+"""What an override says for null."""
 
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -75,7 +81,7 @@ def load(
         root, name = Node.of(source, Place("recipe")), name or "recipe"
     else:
         path = find(source)
-        root, name = _extended(document.read(path), path, ()), name or _name_of(path)
+        root, name = _extended(document.read(path), path, (), {}), name or _name_of(path)
     _require_mapping(root)
     return _assemble(root, [_override(text) for text in overrides], name)
 
@@ -87,7 +93,7 @@ def find(source: str | os.PathLike[str]) -> Path:
         RecipeError: there is none, with the nearest bundled name.
     """
     path = Path(source)
-    if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
+    if os.path.exists(path) or path.suffix in (".yaml", ".yml") or len(path.parts) != 1:  # noqa: PTH110  # never raises
         return path
     known = bundled()
     if str(source) in known:
@@ -145,7 +151,7 @@ def _name_of(path: Path) -> str:
     """A recipe's name: its file's stem; for a run's own ``recipe.yaml``, the name that the run was made under."""
     if path.name == "recipe.yaml" and (path.parent / "manifest.json").is_file():
         return path.resolve().parent.parent.name
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", path.stem) or "recipe"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", path.stem).lstrip(".") or "recipe"
 
 
 def _require_mapping(root: Node) -> None:
@@ -153,8 +159,8 @@ def _require_mapping(root: Node) -> None:
         raise RecipeError([Problem(root.place, "", f"a recipe is a mapping, not {kind_of(root)}")])
 
 
-def _extended(node: Node, path: Path, chain: tuple[Path, ...]) -> Node:
-    """A file's node merged onto those that it extends."""
+def _extended(node: Node, path: Path, chain: tuple[Path, ...], done: dict[Path, Node]) -> Node:
+    """A file's node merged onto those that it extends; ``done`` has those that were merged before."""
     _require_mapping(node)
     chain = (*chain, path.resolve())
     extends = node.mapping.get("extends")
@@ -171,12 +177,19 @@ def _extended(node: Node, path: Path, chain: tuple[Path, ...]) -> Node:
         except RecipeError as cause:
             raise RecipeError([Problem(parent.place, "extends", cause.problems[0].message)]) from cause
         found = found if found.is_absolute() else parent.place.folder / found
-        if found.resolve() in chain:
+        try:
+            read = document.read(found)
+        except RecipeError as cause:
+            if cause.problems[0].place.line:
+                raise
+            raise RecipeError([Problem(parent.place, "extends", str(cause))]) from cause  # it is no file at all
+        if (file := found.resolve()) in chain:
             raise RecipeError([Problem(parent.place, "extends", f"'{parent.value}' extends itself")])
-        if not found.exists():
-            raise RecipeError([Problem(parent.place, "extends", f"no such file: {parent.value}")])
-        loaded = _extended(document.read(found), found, chain)
-        base = loaded if base is None else merge(base, loaded)
+        if len(chain) >= document.MAX_DEPTH:
+            raise RecipeError([Problem(parent.place, "extends", f"more than {document.MAX_DEPTH} files deep")])
+        if file not in done:
+            done[file] = _extended(read, found, chain, done)
+        base = done[file] if base is None else merge(base, done[file])
     own = Node({k: v for k, v in node.mapping.items() if k != "extends"}, node.place)
     return own if base is None else merge(base, own)
 
@@ -188,12 +201,14 @@ class _Override:
 
 
 def _override(text: str) -> _Override:
-    place = Place(f"override {text}")
+    place = Place(f"override {text if len(text) <= SHOWN else text[:SHOWN] + '...'}")
     key, equals, value = text.partition("=")
-    path = tuple(key.strip().split("."))
+    path = tuple(part.strip() for part in key.split("."))
     if not equals or not all(path):
         raise RecipeError([Problem(place, "", "an override is key=value, such as trainer.max_epochs=3")])
-    node = document.parse(value, place) if value.strip() not in ("", "null", "~") else Node(None, place)
+    if len(path) > document.MAX_DEPTH:
+        raise RecipeError([Problem(place, "", f"more than {document.MAX_DEPTH} levels deep")])
+    node = Node(None, place) if value.strip() in NULL else document.parse(value, place)
     return _Override(path, Node(node.value, place, place))
 
 
@@ -209,6 +224,7 @@ def _assemble(root: Node, overrides: Sequence[_Override], name: str) -> Recipe:
     inherited = Node({k: v for k, v in root.mapping.items() if k in INHERITED}, root.place)
     only = not own
     stages = {ONLY_STAGE: inherited} if only else {}
+    broken = set()
     for stage, node in own.items():
         if not _STAGE_NAME.fullmatch(stage):
             problems.append(
@@ -218,6 +234,7 @@ def _assemble(root: Node, overrides: Sequence[_Override], name: str) -> Recipe:
             continue
         if not isinstance(node.value, dict):
             problems.append(Problem(node.place, f"stages.{stage}", f"expected a mapping, got {kind_of(node)}"))
+            broken.add(stage)
             continue
         problems += _unknown_keys(node, STAGE, f"stages.{stage}.")
         stages[stage] = merge(inherited, node)
@@ -229,7 +246,9 @@ def _assemble(root: Node, overrides: Sequence[_Override], name: str) -> Recipe:
             _apply(override, top, stages, only)
         except RecipeError as cause:
             problems += cause.problems
-    order, wiring = _order(stages)
+    if not stages and not problems:
+        problems.append(Problem(root.place, "stages", "every stage is null: there is nothing to train"))
+    order, wiring = _order(stages, set() if only else {*stages, *broken})
     if only and "require" in top and ONLY_STAGE in stages:
         stages[ONLY_STAGE] = Node({**stages[ONLY_STAGE].mapping, "require": top.pop("require")}, root.place)
     return Recipe(name, Node(top, root.place), stages, order, problems + wiring)
@@ -255,17 +274,36 @@ def _apply(override: _Override, top: dict[str, Node], stages: dict[str, Node], o
             stages[stage] = _put(node, override.path, override.value)
     elif first != "stages":
         top[first] = _put(Node(top, place), override.path, override.value).mapping[first]
-    elif only or not rest or rest[0] not in stages:
-        hint = "this recipe has no stages" if only else f"no such stage{nearest(rest[0] if rest else '', stages)}"
-        raise RecipeError([Problem(place, ".".join(override.path[:2]), hint)])
-    elif len(rest) == 1 and override.value.value is None:
-        del stages[rest[0]]
-    elif len(rest) == 1:
-        stages[rest[0]] = merge(stages[rest[0]], override.value)
-    elif rest[1] not in STAGE:
-        raise RecipeError([Problem(place, ".".join(override.path), f"unknown key of a stage{nearest(rest[1], STAGE)}")])
+    elif only:
+        raise RecipeError([Problem(place, ".".join(override.path[:2]), "this recipe has no stages")])
+    elif rest:
+        _apply_to_stage(rest[0], tuple(rest[1:]), override.value, stages)
     else:
-        stages[rest[0]] = _put(stages[rest[0]], tuple(rest[1:]), override.value)
+        for stage, node in override.value.mapping.items():
+            _apply_to_stage(stage, (), node, stages)
+        if not override.value.mapping:
+            raise RecipeError(
+                [Problem(place, "stages", f"expected a mapping of stages, got {kind_of(override.value)}")]
+            )
+
+
+def _apply_to_stage(stage: str, path: tuple[str, ...], value: Node, stages: dict[str, Node]) -> None:
+    """An override of one stage, or of something in it."""
+    key = ".".join(("stages", stage, *path))
+    if stage not in stages:
+        raise RecipeError([Problem(value.place, f"stages.{stage}", f"no such stage{nearest(stage, stages)}")])
+    if path and path[0] not in STAGE:
+        raise RecipeError([Problem(value.place, key, f"unknown key of a stage{nearest(path[0], STAGE)}")])
+    if path:
+        stages[stage] = _put(stages[stage], path, value)
+    elif value.value is None:
+        del stages[stage]
+    elif not isinstance(value.value, dict):
+        raise RecipeError([Problem(value.place, key, f"expected a mapping, got {kind_of(value)}")])
+    elif unknown := _unknown_keys(value, STAGE, f"{key}."):
+        raise RecipeError(unknown)
+    else:
+        stages[stage] = merge(stages[stage], value)
 
 
 def _put(node: Node, path: tuple[str, ...], value: Node, done: tuple[str, ...] = ()) -> Node:
@@ -274,51 +312,59 @@ def _put(node: Node, path: tuple[str, ...], value: Node, done: tuple[str, ...] =
         return merge(node, value)
     key, here = path[0], (*done, path[0])
     if isinstance(node.value, list):
-        if not key.isdigit() or int(key) >= len(node.value):
-            problem = f"the list at {'.'.join(done)} has the positions 0 to {len(node.value) - 1}"
+        items = {str(i): child for i, child in enumerate(node.value)}
+        if key not in items:
+            positions = f"has the positions 0 to {len(items) - 1}" if items else "is empty"
+            problem = f"the list at {'.'.join(done)} {positions}"
             raise RecipeError([Problem(value.place, ".".join(here), problem)])
-        items = list(node.value)
-        items[int(key)] = _put(items[int(key)], path[1:], value, here)
-        return Node(items, node.place, node.key)
+        items[key] = _put(items[key], path[1:], value, here)
+        return Node(list(items.values()), node.place, node.key)
     if node.value is not None and not isinstance(node.value, dict | str):
         problem = f"{'.'.join(done)} is {kind_of(node)}: there is nothing below it"
         raise RecipeError([Problem(value.place, ".".join(here), problem)])
+    if key in RESERVED and len(path) == 1:  # another component: the old one's arguments go
+        return merge(node, Node({key: value}, value.place, node.key))
     children = {"name": node} if isinstance(node.value, str) else node.mapping
     child = children.get(key, Node(None, value.place, value.place))
     return Node({**children, key: _put(child, path[1:], value, here)}, node.place, node.key)
 
 
-def _order(stages: Mapping[str, Node]) -> tuple[list[str], list[Problem]]:
-    """Dependency order (the file's order among equals), and what is wrong with the wiring."""
+def _order(stages: Mapping[str, Node], said: set[str]) -> tuple[list[str], list[Problem]]:
+    """Dependency order (the file's order among equals), and what is wrong with the wiring.
+
+    Args:
+        said: the stages, and those that are no mapping: a problem already, but not unknown.
+    """
     problems: list[Problem] = []
     needs: dict[str, dict[str, tuple[Place, str]]] = {stage: {} for stage in stages}
     for stage, node in stages.items():
         for path, reference in references(node):
             source = reference.mapping["from"]
-            key = ".".join(("stages", stage, *path, "from"))
+            key = ".".join((*(("stages", stage) if stage != ONLY_STAGE else ()), *path, "from"))
             if not isinstance(source.value, str):
                 problems.append(Problem(source.place, key, f"expected a stage or RUN/stage, got {kind_of(source)}"))
             elif "/" in source.value:
                 continue
             elif source.value == stage:
                 problems.append(Problem(source.place, key, f"the stage '{stage}' takes from itself"))
-            elif source.value not in stages:
+            elif source.value not in said:
                 problems.append(
-                    Problem(source.place, key, f"no stage named '{source.value}'{nearest(source.value, stages)}")
+                    Problem(source.place, key, f"no stage named '{source.value}'{nearest(source.value, said)}")
                 )
-            else:
+            elif source.value in stages:
                 needs[stage].setdefault(source.value, (source.place, key))
-    order: list[str] = []
+    order: dict[str, None] = {}
     waiting = list(stages)
     while waiting:
-        ready = [stage for stage in waiting if all(parent in order for parent in needs[stage])]
-        if not ready:
+        ready = next((stage for stage in waiting if needs[stage].keys() <= order.keys()), None)
+        if ready is None:
             circle = _circle(needs, waiting)
             place, key = needs[circle[0]][circle[1]]
-            return order, [*problems, Problem(place, key, f"the stages wait for each other: {' → '.join(circle)}")]
-        order.append(ready[0])
-        waiting.remove(ready[0])
-    return order, problems
+            wait = Problem(place, key, f"the stages wait for each other: {' → '.join(circle)}")
+            return list(order), [*problems, wait]
+        order[ready] = None
+        waiting.remove(ready)
+    return list(order), problems
 
 
 def _circle(needs: Mapping[str, Mapping[str, Any]], waiting: Sequence[str]) -> list[str]:
@@ -329,6 +375,14 @@ def _circle(needs: Mapping[str, Mapping[str, Any]], waiting: Sequence[str]) -> l
         if following in path:
             return [*path[path.index(following) :], following]
         path.append(following)
+
+
+def shown(value: Any) -> str:
+    """A value as a recipe says it, shortened."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
+    text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def kind_of(node: Node) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -128,6 +129,10 @@ class Kind:
         """The registered names, sorted."""
         return sorted({e.name for e in self.entries()})
 
+    def claims(self, name: str) -> list[Entry]:
+        """Every entry with this name: one, unless packages are at odds."""
+        return [entry for entry in self.entries() if entry.name == name]
+
     def find(self, name: str) -> Entry:
         """The entry with this name.
 
@@ -137,7 +142,7 @@ class Kind:
             UnknownName: the message has the nearest names.
             DuplicateName: two packages claim it; the message names both.
         """
-        claims = [e for e in self.entries() if e.name == name]
+        claims = self.claims(name)
         if len(claims) == 1:
             return claims[0]
         if claims:
@@ -156,7 +161,7 @@ class Kind:
                 f"`--import {package}` allows the classes of that package"
             )
         module, _, attribute = name.rpartition(".")
-        return Entry(self.name, name, f"{module}:{attribute}", f"--import {package}")
+        return Entry(self.name, name, f"{module}:{attribute}", package)
 
 
 modules = Kind("modules", "lightning.pytorch.LightningModule", ("lightning.LightningModule",))
@@ -196,9 +201,13 @@ _imported: set[str] = set()
 def allow(package: str) -> None:
     """Import a package (what ``--import`` does): its decorators register, its classes go by dotted name.
 
+    Looked for where Python looks, then in the working directory.
+
     Raises:
         BrokenPlugin: it does not import.
     """
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     try:
         importlib.import_module(package)
     except (Exception, SystemExit) as cause:  # a user's package may fail in any way
@@ -292,23 +301,23 @@ def _claims(kind: str, name: str, entries: list[Entry]) -> str:
 
 
 def _install_hint(entry: Entry, cause: BaseException) -> str:
-    """The line that installs what is missing, where an extra of this project brings it."""
+    """The line that installs what is missing, where an extra of the entry's package brings it."""
     import importlib.metadata
 
     if not isinstance(cause, ModuleNotFoundError) or not cause.name:
         return ""
-    package = cause.name.partition(".")[0]
+    module = cause.name.partition(".")[0]
     try:
         requires = importlib.metadata.requires(entry.package) or []
-    except importlib.metadata.PackageNotFoundError:
+    except (importlib.metadata.PackageNotFoundError, ValueError):
         requires = []
-    for line in requires:
-        requirement, _, marker = line.partition(";")
-        name = requirement.strip().split("[")[0].split(">")[0].split("=")[0].strip().replace("-", "_")
-        if name == package and "extra ==" in marker:
-            extra = marker.split("extra ==")[1].strip().strip("'\"")
-            return f"; pip install '{entry.package}[{extra}]'"
-    return f"; pip install {package}"
+    needs = [line for line in requires if re.split(r"[^\w.-]", line)[0].replace("-", "_").lower() == module.lower()]
+    for line in needs:
+        if extra := re.search(r"extra == ['\"]([\w.-]+)", line):
+            return f"; pip install '{entry.package}[{extra[1]}]'"
+    if not needs and entry.target.startswith((f"{module}.", f"{module}:")):
+        return f"; files of {entry.package} are missing: install it again"
+    return f"; pip install {module}"
 
 
 def _pyproject_hint(kind: str, name: str) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
 FIGURES = ("parameters", "nonzero_parameters", "macs", "bytes", "train_seconds", "n_test")
 """The numbers of a stage that are no metrics."""
 SHOWN = {
-    "parameters": "parameters", "macs": "MACs", "bytes": "bytes", "latency_ms.batch_1": "ms at 1",
-    "latency_ms.batch_64": "ms at 64", "train_seconds": "trained s",
+    "parameters": "params", "macs": "MACs", "bytes": "bytes", "latency_ms.batch_1": "ms@1",
+    "latency_ms.batch_64": "ms@64", "train_seconds": "train s",
 }  # fmt: skip
 """The scoreboard's columns after the metrics, and what they are called there."""
 
@@ -31,9 +32,11 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
 def scoreboard(results: Mapping[str, Any]) -> Table:
     """A run's stages side by side; below a figure, its difference to the parent's."""
     stages: Mapping[str, Any] = results["stages"]
-    table = Table(title=Text(str(results.get("run", ""))), title_justify="left", header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("stage", no_wrap=True)
-    table.add_column("parent")
+    parents = any(stage.get("parent") for stage in stages.values())
+    if parents:
+        table.add_column("parent")
     metrics = _metrics(stages)
     keys = [*metrics, *(key for key in SHOWN if any(_value(stage, key) is not None for stage in stages.values()))]
     for key in keys:
@@ -44,7 +47,7 @@ def scoreboard(results: Mapping[str, Any]) -> Table:
         if stage.get("status") != "finished":
             label.append(f"\n{stage.get('status')}", style="red")
         cells = [_cell(key, _value(stage, key), _value(parent, key)) for key in keys]
-        table.add_row(label, Text(stage.get("parent") or ""), *cells)
+        table.add_row(label, *([Text(stage.get("parent") or "")] if parents else []), *cells)
     return table
 
 
@@ -88,4 +91,9 @@ def _number(key: str, value: float) -> str:
         return f"{value:.4f}"
     if key.startswith("latency"):
         return f"{value:.3g}"
-    return f"{value:.1f}" if isinstance(value, float) else f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    for size, letter in ((1e9, "G"), (1e6, "M")):
+        if key == "macs" and value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:,}"

@@ -153,10 +153,18 @@ def canonical(name: str) -> str:
 
     Two names mean the same class where their canonical names are equal. One that can't be followed is its own.
     """
+    if name.partition(".")[0] in sys.stdlib_module_names:
+        return name
     try:
         return _unaliased(_locate(name)).home
     except (_Unreadable, RecursionError):
         return name
+
+
+def forget() -> None:
+    """Read every file anew from now on: what was read is otherwise kept as long as the process lives."""
+    for cached in (read, _spec, _module, _mro):
+        cached.cache_clear()
 
 
 # How a name is bound: by statements that run, by `except` handlers where those fail, or for type checkers only.
@@ -173,8 +181,8 @@ _HARMLESS = {
     *("checked", "validate_call", "_defaults_from_env_vars"),  # pydantic's, Lightning's Trainer's
 }
 
-# In a file with one of these, a name that isn't written may exist all the same.
-_DYNAMIC = ("__getattr__", "globals(", "setattr(", "sys.modules", "exec(", "import *")
+# A file with one of these may have names that aren't written in it.
+_DYNAMIC = ("__getattr__", "__path__", "globals(", "setattr(", "sys.modules", "exec(", "import *")
 
 _ALIAS_DEPTH = 4
 _UNCLEAR: Final = ast.Constant(...)
@@ -318,7 +326,8 @@ def _module(name: str) -> _Module:
     """A module's file, parsed."""
     spec = _spec(name)
     if spec is None:
-        raise (_Unreadable if name in sys.modules else _Absent)(f"no module named '{name}'")
+        made = name in sys.modules or _dynamic(name.rpartition(".")[0])
+        raise (_Unreadable if made else _Absent)(f"no module named '{name}'")
     file, folders = spec
     if file is None and folders:
         return _Module(name, None, "", {})  # a namespace package
@@ -336,6 +345,14 @@ def _module(name: str) -> _Module:
     except OSError as why:
         raise _Unreadable(f"{file} can't be read: {why.strerror}") from why
     return _Module(name, file, source, _bindings(tree.body, name if folders else name.rpartition(".")[0]))
+
+
+def _dynamic(name: str) -> bool:
+    """What isn't written in a module may exist all the same."""
+    try:
+        return bool(name) and any(word in _module(name).source for word in _DYNAMIC)
+    except _Unreadable as why:
+        return not why.broken
 
 
 def _bindings(body: list[ast.stmt], package: str) -> dict[str, list[_Binding]]:
@@ -441,7 +458,7 @@ def _lookup(module: _Module, path: str, seen: frozenset[str] = frozenset()) -> _
             return _locate(f"{source}.{path}", seen)
         if first in vars(builtins):
             return _Definition(_NOWHERE, path)
-        if any(word in module.source for word in _DYNAMIC):
+        if _dynamic(module.name):
             raise _Unreadable(f"'{first}' is not written in {module.name}")
     raise absent
 
@@ -595,6 +612,7 @@ def _written(mro: _Mro, at: int) -> _Arguments:
     init = mro[at].method("__init__")
     own = _declared(init, mro[at], skip=1)
     call, exact = _passed_on(init, mro[at].name)
+    exact = exact and all(map(_harmless, init.decorator_list))
     if call is None:
         return own
     try:

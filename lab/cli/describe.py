@@ -22,15 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Read from source text: nothing is imported."""
-    from lab.check import read_signature, slot
+    from lab.check import kinds_with, read_signature, slot
     from lab.errors import UserError
-    from lab.registry import KINDS, allow, nearest
+    from lab.registry import KINDS, UnknownName, allow, nearest
 
     for package in options.imports:
         allow(package)
     prefix, _, rest = options.name.partition("/")
-    kinds, name = ([prefix], rest) if prefix in KINDS and rest else (list(KINDS), options.name)
-    entries = [entry for kind in kinds for entry in KINDS[kind].entries() if entry.name == name]
+    kinds, name = ([KINDS[prefix]], rest) if prefix in KINDS and rest else (kinds_with(options.name), options.name)
+    try:
+        entries = [entry for kind in kinds for entry in kind.claims(name) or [kind.find(name)]]
+    except UnknownName as cause:
+        raise UserError(str(cause)) from cause
     if not entries:
         known = {entry_name for kind in KINDS.values() for entry_name in kind.names()}
         raise UserError(f"nothing is registered as '{options.name}'{nearest(options.name, known)}")
@@ -66,12 +69,16 @@ def _short(reference: Any) -> str | None:
     return reference.rpartition(".")[2] if isinstance(reference, str) else None
 
 
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
 def _print(description: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
     console = shared.console()
-    heading = f"{description['name']}, a {description['kind']} of {description['package']} ({description['class']})"
+    heading = f"{description['name']}, {_a(description['kind'])} of {description['package']} ({description['class']})"
     console.print(Text(heading, style="bold"))
     for word in ("consumes", "yields"):
         if word in description:
@@ -84,7 +91,7 @@ def _print(description: dict[str, Any]) -> None:
     for column in ("argument", "type", "default", "takes"):
         table.add_column(column)
     for argument in description["arguments"]:
-        takes = f"a {argument['component'].removesuffix('s')}" if argument["component"] else ""
+        takes = _a(argument["component"].removesuffix("s")) if argument["component"] else ""
         default = "required" if argument["required"] else str(argument["default"])
         table.add_row(Text(argument["name"]), Text(argument["type"]), Text(default), Text(takes))
     console.print(table)

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,18 @@ RECIPE: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No key, wherever the tests run; W&B's own memory of the process's environment included."""
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No key, wherever the tests run, in W&B's memory neither."""
     import wandb
 
-    for name in [n for n in os.environ if n.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
+    wandb.teardown()
+    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(variable)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "no-settings"))
-    wandb.teardown()
     module._tell_offline.cache_clear()
+    yield
+    wandb.teardown()
 
 
 def test_every_metric_of_the_csv_is_in_the_wandb_file_with_its_step(tmp_path: Path) -> None:
