@@ -29,13 +29,13 @@ def problems(module: dict[str, Any] | None = None, **top: Any) -> list[str]:
     [
         ({"network": {"name": "mlp", "dropout": "0.5"}}, "module.network.dropout: should be a valid number, got '0.5'"),
         ({"network": {"name": "mlp", "dropout": 1}}, "module.network.dropout: should be less than 1, got 1"),
-        ({"network": {"name": "mlp", "hidden": 3}}, "module.network.hidden: should be a valid array, got 3"),
+        ({"network": {"name": "mlp", "hidden": 3}}, "module.network.hidden: should be a list, got 3"),
         (
             {"network": {"name": "mlp", "hidden": [3, 0]}},
             "module.network.hidden: should be greater than or equal to 1 at position 1, got [3, 0]",
         ),
-        ({"optimizer": {"name": "sgd", "lr": -1.0}}, "module.optimizer: sgd: Invalid learning rate: -1.0"),
-        ({"scheduler": {"name": "one_cycle", "max_lr": 0.1, "pct_start": 3}}, "module.scheduler: one_cycle: "),
+        ({"optimizer": {"name": "sgd", "lr": -1.0}}, "module.optimizer.lr: sgd: Invalid learning rate: -1.0"),
+        ({"scheduler": {"name": "one_cycle", "max_lr": 0.1, "pct_start": 3}}, "module.scheduler.pct_start: one_cycle: "),
     ],
 )
 def test_wrong_values_are_named_with_what_is_allowed(module: dict[str, Any], expected: str) -> None:

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
+from torch.utils.data import DataLoader, TensorDataset
 
 from lab.batch import UNLABELLED, Labelled
 from lab.datamodules.digits import Digits
@@ -85,10 +86,12 @@ def test_logged_terms_are_the_means_since_the_last_log(tmp_path: Path) -> None:
     assert means == [3.5, 11.5, 17.5]  # of steps 0–7, 8–15, and 16–19, where the epoch ends
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 def test_plain_pairs_of_tensors_are_batches_too() -> None:
     own = module()
-    pairs = [(torch.rand(4, 1, 8, 8), torch.tensor([1, 2, 3, 4]))] * 3
-    trainer(max_epochs=1).fit(own, train_dataloaders=pairs)
+    pairs = TensorDataset(torch.rand(12, 1, 8, 8), torch.arange(12) % 10)
+    trainer(max_epochs=1).fit(own, DataLoader(pairs, batch_size=4))
     assert own.global_step == 3
 
 
