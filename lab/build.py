@@ -13,7 +13,7 @@ import importlib
 import inspect
 import json
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,16 +22,28 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from lab.artifact import Teacher
 from lab.check import component as find_component
+from lab.check import once, slot, wanted
 from lab.document import Node, Place, Problem, RecipeError
 from lab.optimization import given_steps
 from lab.plan import Component, From, Plan, Stage, Value
-from lab.recipe import ONLY_STAGE
-from lab.registry import KINDS, BrokenPlugin
+from lab.ranges import Count, NonNegative, Whole
+from lab.recipe import ONLY_STAGE, shown
+from lab.registry import KINDS, BrokenPlugin, nearest
 
 Fetch: typing.TypeAlias = Callable[[From, Mapping[str, Any]], tuple[torch.nn.Module, dict[str, Any]]]
 
 ALTERNATIVES = 4
 """How many alternatives of a union an error names."""
+UNSAYABLE = "is of a type that a recipe cannot say"
+"""Where pydantic wants an object."""
+TRAINER_RANGES: dict[str, Any] = {
+    "accumulate_grad_batches": Count,
+    "check_val_every_n_epoch": Count | None,
+    "gradient_clip_val": NonNegative | None,
+    "log_every_n_steps": Whole | None,
+    "num_nodes": Count,
+}
+"""What Lightning's Trainer takes without a word, and then divides by zero or trains uphill."""
 
 
 def check_types(plan: Plan) -> None:
@@ -47,7 +59,7 @@ def check_types(plan: Plan) -> None:
                 problems += _problems(component, _key(stage, component.path))
         problems += _trainer_problems(stage, _key(stage, ("trainer",)))
     if problems:
-        raise RecipeError(problems)
+        raise RecipeError(once(problems))
 
 
 class Builder:
@@ -125,7 +137,8 @@ class Builder:
             return {key: self._value(child, None) for key, child in value.items()}
         if _is_path(hint) and isinstance(value.value, str):
             return value.place.folder / value.value
-        return _typed(hint, value.plain())[0]
+        paths = [str(i.place.folder / i.value) if isinstance(i.value, str) else i.plain() for i in value.items]
+        return _typed(hint, paths if _is_path(hint) and paths else value.plain())[0]
 
     def _filled(self, component: Component, available: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters that the recipe left out and lab knows; a fact that names a component becomes one."""
@@ -197,24 +210,39 @@ def _problems(component: Component, key: str) -> Iterator[Problem]:
             _, problem = _typed(hints[name], value.plain())
             if problem:
                 sound = False
-                yield Problem(value.place, f"{key}.{name}", f"{problem}, got {_shown(value.plain())}")
+                yield Problem(value.place, f"{key}.{name}", _not_typed(component, name, problem, value))
         for child in _children(value):
-            if (wrong := _wrong_class(child, hints.get(name))) is not None:
+            if isinstance(child, Node):
+                hint = hints.get(name)
+                if all(_typed(each, child.plain())[1] for each in _classes(hint) or [Any]):
+                    sound = False
+                    yield Problem(child.place, f"{key}.{name}", _not_typed(component, name, UNSAYABLE, child))
+            elif (wrong := _wrong_class(child, hints.get(name))) is not None:
                 yield Problem(child.place, f"{key}.{name}", wrong)
-    if sound and kind.factory and (refused := _probe(component, target)) is not None:
-        yield Problem(component.place, key, refused)
+    if sound and kind.factory:
+        yield from _refused(component, target, key)
+
+
+def _not_typed(component: Component, name: str, problem: str, value: Node) -> str:
+    """A wrong type in words; where a component or a type that YAML has not is wanted, pydantic's mean nothing."""
+    parameter = component.signature.parameters.get(name)
+    if problem in (UNSAYABLE, "should be callable") and parameter is not None:
+        kind = slot(parameter)
+        problem = f"expected {wanted(kind)}" if kind else f"a recipe cannot say {parameter.annotation}"
+    return f"{problem}, got {shown(value.plain())}"
 
 
 def _whose(component: Component) -> str:
     return f"{component.name} of package {component.entry.package} ({component.entry.target})"
 
 
-def _children(value: Value) -> Iterator[Component]:
+def _children(value: Value) -> Iterator[Component | Node]:
+    """The components in a value, and what stands beside them in its lists and mappings."""
     if isinstance(value, Component):
         yield value
     elif isinstance(value, list | dict):
         for child in value.values() if isinstance(value, dict) else value:
-            yield from _children(child)
+            yield from [child] if isinstance(child, Node) else _children(child)
 
 
 def _wrong_class(child: Component, hint: Any) -> str | None:
@@ -244,23 +272,63 @@ def _classes(hint: Any) -> list[type]:
     return [c for argument in typing.get_args(hint) for c in _classes(argument)]
 
 
-def _probe(component: Component, target: Any) -> str | None:
+def _refused(component: Component, target: Any, key: str) -> Iterator[Problem]:
     """What an optimizer or scheduler says to its arguments, tried on one parameter: it checks their ranges."""
-    arguments = {}
     hints = _all_hints(component)
-    for name, value in component.arguments.items():
-        if not isinstance(value, Node):
-            return None
-        arguments[name] = _typed(hints.get(name), value.plain())[0]
-    try:
+    values = {name: value for name, value in component.arguments.items() if isinstance(value, Node)}
+    if len(values) < len(component.arguments):
+        return
+    arguments = {name: _typed(hints.get(name), value.plain())[0] for name, value in values.items()}
+    parameters = component.signature.parameters
+    needed = [name for name in arguments if name in parameters and parameters[name].required]
+
+    def make(**arguments: Any) -> None:
+        weights = [torch.nn.Parameter(torch.zeros(1))]
         if component.kind == "optimizers":
-            target([torch.nn.Parameter(torch.zeros(1))], **arguments)
+            target(weights, **arguments)
         elif component.kind == "schedulers":
-            optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-            target(optimizer, **given_steps(target, arguments, 1000), **arguments)
+            target(torch.optim.SGD(weights, lr=0.1), **given_steps(target, arguments, 1000), **arguments)
+
+    for name, cause in _blamed(make, arguments, needed):
+        place = values[name].place if name else component.place
+        yield Problem(place, f"{key}.{name}" if name else key, _refusal(component, cause))
+
+
+def _blamed(
+    make: Callable[..., None], arguments: Mapping[str, Any], needed: Sequence[str] = ()
+) -> Iterator[tuple[str | None, Exception]]:
+    """What a call raises, each time with the argument without which it would not; None where no one argument is.
+
+    Args:
+        needed: arguments that the call fails without.
+    """
+    left = dict(arguments)
+    while (cause := _raised(make, left)) is not None:
+        said = _line(cause)
+        named = [name for name, value in left.items() if name in said or str(value) in said]
+        tried = [name for name in dict.fromkeys([*named, *left]) if name not in needed]
+        healing = (name for name in tried if _line(_raised(make, {k: v for k, v in left.items() if k != name})) != said)
+        name = next(healing, named[0] if named else None)
+        if len(left) == len(arguments) or name in named:  # a later one may be for want of what was taken away
+            yield name, cause
+        if name is None or name in needed:
+            return
+        del left[name]
+
+
+def _raised(make: Callable[..., None], arguments: Mapping[str, Any]) -> Exception | None:
+    try:
+        make(**arguments)
     except Exception as cause:  # anyone's constructor
-        return _refusal(component, cause)
+        return cause
     return None
+
+
+def _line(cause: Exception | None) -> str:
+    """What an exception says, on one line, without the frames that PyTorch's C++ adds."""
+    if cause is None:
+        return ""
+    return " ".join(str(cause).partition("\nException raised from ")[0].split()) or type(cause).__name__
 
 
 def _trainer_problems(stage: Stage, key: str) -> Iterator[Problem]:
@@ -271,21 +339,39 @@ def _trainer_problems(stage: Stage, key: str) -> Iterator[Problem]:
 
     hints = _hints("lightning.pytorch.trainer.trainer:Trainer")
     sound = True
+    names = _trainer_names()
     for name, value in stage.trainer.mapping.items():
-        _, problem = _typed(hints.get(name), value.plain())
+        _, problem = _typed(TRAINER_RANGES.get(name, hints.get(name)), value.plain())
+        if problem:
+            problem = f"{problem}, got {shown(value.plain())}"
+        elif isinstance(value.value, str) and name in names and value.value.lower() not in names[name]:
+            problem = f"no {name} named '{value.value}'{nearest(value.value, names[name])}"
         if problem:
             sound = False
-            yield Problem(value.place, f"{key}.{name}", f"{problem}, got {_shown(value.plain())}")
+            yield Problem(value.place, f"{key}.{name}", problem)
     if not sound:
         return
-    try:
+
+    def make(**arguments: Any) -> None:
         with quiet():
-            Trainer(**stage.trainer.plain(), logger=False, enable_checkpointing=False)
-    except Exception as cause:  # strategies and accelerators fail in many ways
-        said = str(cause).strip().splitlines()[0]
-        named = [name for name, v in stage.trainer.mapping.items() if name in said or str(v.value) in said]
-        place = stage.trainer.mapping[named[0]].place if named else stage.trainer.place
-        yield Problem(place, f"{key}.{named[0]}" if named else key, said)
+            Trainer(**arguments, logger=False, enable_checkpointing=False)
+
+    for blamed, cause in _blamed(make, stage.trainer.plain()):
+        place = stage.trainer.mapping[blamed].place if blamed else stage.trainer.place
+        yield Problem(place, f"{key}.{blamed}" if blamed else key, _line(cause))
+
+
+@functools.cache
+def _trainer_names() -> dict[str, set[str]]:
+    """The names that the Trainer's arguments know."""
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    return {
+        "strategy": {"auto", *StrategyRegistry.available_strategies()},
+        "accelerator": {"auto", "gpu", *AcceleratorRegistry.available_accelerators()},
+        "profiler": {"simple", "advanced", "pytorch", "xla"},
+    }
 
 
 def _typed(hint: Any, value: Any) -> tuple[Any, str | None]:
@@ -305,9 +391,9 @@ def _said(error: ValidationError) -> str:
     for detail in error.errors(include_url=False):
         inner = [str(part) for part in detail["loc"] if isinstance(part, int)]
         where = f" at position {'.'.join(inner)}" if inner else ""
-        what = "a recipe cannot say this type" if detail["type"].startswith("needs_python") else detail["msg"]
-        phrases.append(what.replace("Input should be", "should be") + where)
-    unique = [p for p in dict.fromkeys(phrases) if p != "a recipe cannot say this type"] or phrases[:1]
+        what = UNSAYABLE if detail["type"].startswith(("needs_python", "is_instance")) else detail["msg"]
+        phrases.append(what.replace("Input should be", "should be").replace("valid array", "list") + where)
+    unique = [p for p in dict.fromkeys(phrases) if UNSAYABLE not in p] or [UNSAYABLE]
     return " or ".join([unique[0], *(phrase.removeprefix("should be ") for phrase in unique[1:ALTERNATIVES])])
 
 
@@ -377,7 +463,7 @@ def _class(dotted: str) -> type:
 
 
 def _refusal(component: Component, cause: Exception) -> str:
-    said = _said(cause) if isinstance(cause, ValidationError) else str(cause).strip() or type(cause).__name__
+    said = _said(cause) if isinstance(cause, ValidationError) else _line(cause)
     if isinstance(cause, ValidationError):
         names = ", ".join(str(detail["loc"][0]) for detail in cause.errors() if detail["loc"])
         return f"{component.name}: {names} {said}"
@@ -386,8 +472,3 @@ def _refusal(component: Component, cause: Exception) -> str:
         if isinstance(cause, ValueError | TypeError)
         else f"{component.name}: {type(cause).__name__}: {said}"
     )
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value) if not isinstance(value, str) else repr(value)
-    return text if len(text) < 80 else text[:77] + "..."

@@ -15,7 +15,7 @@ from typing import Any
 from lab import signature
 from lab.document import Node, Place, Problem, RecipeError
 from lab.plan import FROM_OPTIONS, Component, From, Gate, Plan, Stage, Value
-from lab.recipe import ONLY_STAGE, RESERVED, Recipe, kind_of
+from lab.recipe import ONLY_STAGE, RESERVED, Recipe, kind_of, shown
 from lab.registry import KINDS, DuplicateName, Entry, Kind, UnknownName, datamodules, nearest, networks
 from lab.signature import Parameter, Reference, Signature
 
@@ -44,6 +44,8 @@ GIVEN: dict[str, dict[str, str]] = {
 
 NOT_YET = {"sweep": "sweeps", "global_batch_size": "a global batch size"}
 FROZEN = "lab.artifact.Teacher"
+SHOWN_KEYS = 4
+"""How many of a mapping's keys an error shows."""
 
 
 def check(recipe: Recipe) -> Plan:
@@ -70,8 +72,19 @@ def check(recipe: Recipe) -> Plan:
         finder.top_gates(recipe.top.mapping["require"], complete)
     problems += finder.problems
     if problems:
-        raise RecipeError(problems)
+        raise RecipeError(once(problems))
     return Plan(recipe.name, recipe.description, complete)
+
+
+def once(problems: Sequence[Problem]) -> list[Problem]:
+    """Each problem once: one that several stages inherit from one place has no stage's name in its key."""
+    found: dict[tuple[Place, str, str], Problem] = {}
+    for problem in problems:
+        key = _IN_STAGE.sub("", problem.key)
+        first = found.setdefault((problem.place, key, problem.message), problem)
+        if first.key != problem.key:
+            found[problem.place, key, problem.message] = replace(problem, key=key)
+    return list(found.values())
 
 
 def component(kind: str, data: Any, place: Place, facts: Sequence[str] = ()) -> Component:
@@ -141,6 +154,7 @@ class _Finder:
     def __init__(self, facts: tuple[str, ...] = ()) -> None:
         self.stage_name = ""
         self.facts = facts
+        self.facts_known = True
         self.problems: list[Problem] = []
 
     def say(self, place: Place, path: tuple[str, ...], message: str) -> None:
@@ -152,13 +166,14 @@ class _Finder:
         self.stage_name, self.facts = name, ()
         parts = node.mapping
         data = self.component(parts["data"], "datamodules", ("data",)) if _said(parts, "data") else None
-        self.facts = _facts(data)
+        self.facts, self.facts_known = _facts(data), not _said(parts, "data") or _is_known(data)
         module: Component | None = None
         if _said(parts, "module"):
             found = self.component(parts["module"], "modules", ("module",))
             module = found if isinstance(found, Component) else None
         else:
-            self.say(node.place, ("module",), "a stage needs a module, such as `module: {name: supervised, ...}`")
+            place = parts["module"].place if "module" in parts else node.place
+            self.say(place, ("module",), "a stage needs a module, such as `module: {name: supervised, ...}`")
         if isinstance(module, Component) and isinstance(data, Component):
             self._fit(module, data)
         callbacks = self._callbacks(parts.get("callbacks"))
@@ -178,9 +193,8 @@ class _Finder:
             return self._from(node, kind, path, frozen)
         name_node = node.mapping.get("name", node)
         if not isinstance(name_node.value, str):
-            what = KINDS[kind].singular if kind else "component"
-            how = "its name, or a mapping with `name:` and its arguments"
-            self.say(node.place, path, f"expected a {what}: {how}; got {kind_of(node)}")
+            got = f"a name that is {kind_of(name_node)}" if name_node is not node else _without_name(node)
+            self.say(name_node.place, path, f"expected {wanted(kind)}; got {got}")
             return None
         entry = self._entry(name_node, kind, path)
         if entry is None:
@@ -213,10 +227,15 @@ class _Finder:
         for name, parameter in signature.parameters.items():
             if parameter.required and name not in given and name not in filled:
                 what = f": {parameter.annotation}" if parameter.annotation else ""
-                cannot = (
-                    " (which a recipe cannot say: `name` and `from` are reserved words)" if name in RESERVED else ""
-                )
-                self.say(place, path, f"{entry.name} needs the argument '{name}'{what}{cannot}")
+                self.say(place, path, f"{entry.name} needs the argument '{name}'{what}{self._instead(name)}")
+
+    def _instead(self, name: str) -> str:
+        """Why a missing argument is missing, where that is known."""
+        if name in RESERVED:
+            return " (which a recipe cannot say: `name` and `from` are reserved words)"
+        data = [] if self.facts else datamodules.entries()
+        giving = [entry.name for entry in data if name in _facts_of(read_signature(entry))]
+        return f" (data would give it: {', '.join(giving)})" if giving else ""
 
     def _entry(self, node: Node, kind: str | None, path: tuple[str, ...]) -> Entry | None:
         """The entry that a name node names; without a kind, of whichever kind has it."""
@@ -244,7 +263,10 @@ class _Finder:
             frozen = parameter is not None and FROZEN in parameter.names
             return self.component(node, kind, path, frozen=frozen) or node
         if node.mapping and kind and not takes_mapping:
-            self.say(node.place, path, f"expected a {KINDS[kind].singular}: a mapping with `name:` or `from:`")
+            self.say(node.place, path, f"expected {wanted(kind)}; got {_without_name(node)}")
+            return node
+        if node.items and parameter is not None and kind and not _takes_list(parameter, kind):
+            self.say(node.place, path, f"expected {wanted(kind)}; got a list")
             return node
         items = [self._value(child, parameter, (*path, str(i))) for i, child in enumerate(node.items)]
         children = {key: self._value(child, parameter, (*path, key)) for key, child in node.mapping.items()}
@@ -274,11 +296,11 @@ class _Finder:
                     child.key or child.place, (*path, key), f"unknown option of `from`{nearest(key, FROM_OPTIONS)}"
                 )
             elif child.value not in allowed:
-                self.say(child.place, (*path, key), f"expected {' or '.join(allowed)}, got {child.value!r}")
+                self.say(child.place, (*path, key), f"expected {' or '.join(allowed)}, got {shown(child.plain())}")
             else:
                 options[key] = str(child.value)
         if kind not in (None, "networks"):
-            self.say(node.place, path, f"a stage gives a network; here a {KINDS[str(kind)].singular} is wanted")
+            self.say(node.place, path, f"a stage gives a network; here {_a(kind)} is wanted")
             return None
         if not isinstance(source.value, str):
             return None
@@ -287,7 +309,7 @@ class _Finder:
 
             try:
                 locate(source.value, source.place.folder)
-            except RunNotFound as cause:
+            except (RunNotFound, OSError) as cause:
                 self.say(source.place, (*path, "from"), str(cause))
                 return None
         return From(source.value, source.place, path, folder=source.place.folder, frozen=frozen, **options)
@@ -297,6 +319,8 @@ class _Finder:
         sources = {"seed": "the recipe", **dict.fromkeys(self.facts, "the data"), **GIVEN.get(entry.kind, {})}
         if "monitor" in given:  # another metric than the module's own: its mode is not the module's
             sources.pop("mode", None)
+        if not self.facts_known:  # what the data gives is seen when they are there
+            sources = {**{name: "the data" for name, p in signature.parameters.items() if p.required}, **sources}
         return {name: sources[name] for name in signature.parameters if name in sources and name not in given}
 
     def _fit(self, module: Component, data: Component) -> None:
@@ -327,7 +351,7 @@ class _Finder:
                 result[key] = None
                 continue
             named = child
-            if isinstance(child.value, dict) and "name" not in child.value:
+            if isinstance(child.value, dict) and not {"name", "from"} & child.value.keys():
                 named = Node({"name": Node(key, child.key or child.place), **child.value}, child.place, child.key)
             found = self.component(named, "callbacks", path)
             if isinstance(found, Component):
@@ -346,7 +370,7 @@ class _Finder:
         if node is None:
             return 0
         if not isinstance(node.value, int) or isinstance(node.value, bool) or not 0 <= node.value < 2**32:
-            self.say(node.place, ("seed",), f"expected a whole number from 0 to 4294967295, got {node.plain()!r}")
+            self.say(node.place, ("seed",), f"expected a whole number from 0 to 4294967295, got {shown(node.plain())}")
             return 0
         return node.value
 
@@ -381,31 +405,34 @@ class _Finder:
                 f"expected a mapping such as {{test/accuracy: '>= 0.95'}}, got {kind_of(node)}",
             )
             return []
-        return [gate for metric, child in node.value.items() if (gate := self._gate(metric, child)) is not None]
+        found = [self._gate(metric, child, ("require", metric)) for metric, child in node.value.items()]
+        return [gate for gate in found if gate is not None]
 
-    def _gate(self, metric: str, node: Node) -> Gate | None:
+    def _gate(self, metric: str, node: Node, path: tuple[str, ...]) -> Gate | None:
         match = _GATE.fullmatch(node.value.strip()) if isinstance(node.value, str) else None
         if match is None:
-            self.say(
-                node.place,
-                ("require", metric),
-                f"expected a bound such as '>= 0.95' or '< 50_000', got {node.plain()!r}",
-            )
+            self.say(node.place, path, f"expected a bound such as '>= 0.95' or '< 50_000', got {shown(node.plain())}")
             return None
         return Gate(metric, match["relation"], float(match["bound"].replace("_", "")), node.place)
 
     def top_gates(self, node: Node, stages: dict[str, Stage]) -> None:
         """``require`` at the top: ``stage.metric``."""
         self.stage_name = ""
+        if node.value is not None and not isinstance(node.value, dict):
+            example = "{student.test/accuracy: '>= 0.95'}"
+            self.say(node.place, ("require",), f"expected a mapping such as {example}, got {kind_of(node)}")
         for key, child in node.mapping.items():
             stage, dot, metric = key.partition(".")
             if not dot or stage not in stages:
                 self.say(child.key or child.place, ("require", key), f"expected stage.metric{nearest(stage, stages)}")
-            elif (gate := self._gate(metric, child)) is not None:
+            elif (gate := self._gate(metric, child, ("require", key))) is not None:
                 stages[stage].gates.append(gate)
 
 
-_GATE = re.compile(r"(?P<relation>>=|<=|==|<|>)\s*(?P<bound>[-+]?[0-9][0-9_]*(\.[0-9]*)?([eE][-+]?[0-9]+)?)")
+_GATE = re.compile(
+    r"(?P<relation>>=|<=|==|<|>)\s*(?P<bound>[-+]?([0-9][0-9_]*(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,2})?)"
+)
+_IN_STAGE = re.compile(r"^stages\.[^.]+\.")
 
 
 def signature_of_trainer() -> Signature:
@@ -419,12 +446,43 @@ def _said(parts: Mapping[str, Node], key: str) -> bool:
 
 def _facts(data: Component | From | None) -> tuple[str, ...]:
     """The names of the facts that a datamodule declares."""
-    facts = data.signature.attributes.get("facts", ()) if isinstance(data, Component) else ()
+    return _facts_of(data.signature) if isinstance(data, Component) else ()
+
+
+def _facts_of(signature: Signature) -> tuple[str, ...]:
+    facts = signature.attributes.get("facts", ())
     return tuple(fact for fact in facts if isinstance(fact, str)) if isinstance(facts, tuple | list) else ()
+
+
+def _is_known(data: Component | From | None) -> bool:
+    return isinstance(data, Component) and data.signature.known
 
 
 def _takes_mapping(parameter: Parameter) -> bool:
     return any(_last(name) in ("dict", "Mapping", "MutableMapping", "Dict") for name in parameter.names)
+
+
+def _takes_list(parameter: Parameter, kind: str) -> bool:
+    words = {"list", "List", "tuple", "Tuple", "Sequence", "MutableSequence", "Collection", "Iterable", "set", "Any"}
+    if KINDS[kind].factory:  # it is the factory that takes an iterable
+        words.remove("Iterable")
+    return any(_last(name) in words for name in parameter.names)
+
+
+def _a(kind: str | None) -> str:
+    noun = KINDS[kind].singular if kind else "component"
+    return f"a{'n' if noun[0] in 'aeiou' else ''} {noun}"
+
+
+def wanted(kind: str | None) -> str:
+    """What a component's place in a recipe takes."""
+    reference = ", or `from:` a stage" if kind == "networks" else ""
+    return f"{_a(kind)}: its name, or a mapping with `name:` and its arguments{reference}"
+
+
+def _without_name(node: Node) -> str:
+    keys = f" of {', '.join(list(node.mapping)[:SHOWN_KEYS])}" if node.mapping else ""
+    return f"a mapping{keys} without `name:`" if isinstance(node.value, dict) else kind_of(node)
 
 
 def _same(name: str, other: str) -> bool:

@@ -163,6 +163,8 @@ def parse(text: str, place: Place) -> Node:
         problem = cause.problem or str(cause)
         hint = ": YAML forbids tabs for indentation, use spaces" if _tab_at(text, mark) else ""
         raise _error(where, f"not YAML: {problem}{hint}") from cause
+    except UnicodeEncodeError as cause:  # half a character, from a command line that was no UTF-8
+        raise _error(place, f"is no UTF-8 text (character {cause.start + 1})") from cause
     except yaml.YAMLError as cause:  # a character that YAML forbids
         position = getattr(cause, "position", None)
         where = _position(place, text, position) if isinstance(position, int) else place
@@ -342,11 +344,20 @@ def _resolve(text: str, place: Place) -> Scalar:
     return text
 
 
+_BREAKS = "\r\x85\u2028\u2029"
+"""What YAML 1.1 takes for the end of a line: kept by its escape only."""
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes text that either YAML 1.1 or 1.2 would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def represent_scalar(self, tag: str, value: str, style: str | None = None) -> yaml.ScalarNode:
+        if any(c in value for c in _BREAKS):
+            style = '"'
+        return super().represent_scalar(tag, value, style)
 
     def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
         return super().represent_mapping(tag, mapping, _is_short(mapping.values(), repr(mapping)))

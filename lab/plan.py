@@ -203,4 +203,6 @@ def _plain(value: Value, folder: Path | None, is_path: bool) -> Any:
         return [_plain(child, folder, is_path) for child in value]
     if is_path and folder is not None and isinstance(value.value, str):
         return os.path.relpath(value.place.folder / value.value, folder)
+    if is_path and value.items:
+        return [_plain(child, folder, is_path) for child in value.items]
     return value.plain()

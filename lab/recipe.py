@@ -78,7 +78,7 @@ def load(
         RecipeError: it cannot be read. Unknown keys and wrong wiring are the recipe's ``problems``.
     """
     if isinstance(source, Mapping):
-        root, name = Node.of(source, Place("recipe")), name or "recipe"
+        root, name = _extended(Node.of(source, Place("recipe")), Path("recipe"), (), {}), name or "recipe"
     else:
         path = find(source)
         root, name = _extended(document.read(path), path, (), {}), name or _name_of(path)
@@ -345,12 +345,12 @@ def _order(stages: Mapping[str, Node], said: set[str]) -> tuple[list[str], list[
                 problems.append(Problem(source.place, key, f"expected a stage or RUN/stage, got {kind_of(source)}"))
             elif "/" in source.value:
                 continue
-            elif source.value == stage:
-                problems.append(Problem(source.place, key, f"the stage '{stage}' takes from itself"))
             elif source.value not in said:
                 problems.append(
                     Problem(source.place, key, f"no stage named '{source.value}'{nearest(source.value, said)}")
                 )
+            elif source.value == stage:
+                problems.append(Problem(source.place, key, f"the stage '{stage}' takes from itself"))
             elif source.value in stages:
                 needs[stage].setdefault(source.value, (source.place, key))
     order: dict[str, None] = {}

@@ -17,7 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,15 +89,17 @@ class Kind:
     slots: tuple[str, ...] = ()
     factory: bool = False
     later: int = 0
-    _registered: dict[str, Entry] = None  # type: ignore[assignment]  # filled below, one a kind
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_registered", {})
+    _registered: dict[str, Entry] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def singular(self) -> str:
         """``network`` of ``networks``."""
         return self.name.removesuffix("s")
+
+    @property
+    def one(self) -> str:
+        """``a network`` of ``networks``, ``an optimizer`` of ``optimizers``."""
+        return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.singular}"
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator: make a class known under ``name`` in this process.
@@ -149,8 +151,8 @@ class Kind:
             raise DuplicateName(_claims(self.name, name, claims))
         if "." in name and "/" not in name:
             return self._dotted(name)
-        others = [kind.singular for kind in KINDS.values() if kind is not self and name in kind.names()]
-        hint = f": it is a {others[0]}" if others else nearest(name, self.names())
+        others = [kind.one for kind in KINDS.values() if kind is not self and name in kind.names()]
+        hint = f": it is {others[0]}" if others else nearest(name, self.names())
         raise UnknownName(f"no {self.singular} named '{name}'{hint}{_pyproject_hint(self.name, name)}")
 
     def _dotted(self, name: str) -> Entry:

@@ -396,8 +396,7 @@ def _bound(statement: ast.stmt, package: str) -> Iterator[tuple[str, str | _Node
             for alias in names:
                 yield ("*", source) if alias.name == "*" else (alias.asname or alias.name, f"{source}.{alias.name}")
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-            if not any(_called_name(decorator).endswith("overload") for decorator in statement.decorator_list):
-                yield statement.name, statement
+            yield statement.name, statement  # of overloads the last, which is the implementation
         case ast.Assign(targets=targets, value=value):
             for target in targets:
                 yield from _assigned(target, value)
@@ -422,7 +421,7 @@ def _assigned(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr
                 yield from _assigned(part, _UNCLEAR)
 
 
-def _locate(dotted: str, seen: frozenset[str] = frozenset()) -> _Definition:
+def _locate(dotted: str) -> _Definition:
     """Follow a dotted name, as an import says it, to its definition."""
     if dotted in {*_TRANSPARENT, _TORCH_MODULE}:
         return _Definition(_NOWHERE, dotted)
@@ -430,13 +429,17 @@ def _locate(dotted: str, seen: frozenset[str] = frozenset()) -> _Definition:
     size = 1
     while size < len(parts) - 1 and _spec(".".join(parts[: size + 1])):
         size += 1
-    if dotted in seen or size == len(parts):
+    if size == len(parts):
         raise _Unreadable(f"{dotted} is not a class or function")
-    return _lookup(_module(".".join(parts[:size])), ".".join(parts[size:]), seen | {dotted})
+    return _lookup(_module(".".join(parts[:size])), ".".join(parts[size:]))
 
 
-def _lookup(module: _Module, path: str, seen: frozenset[str] = frozenset()) -> _Definition:
-    """Follow a dotted name, as a module's text says it, to its definition."""
+def _lookup(module: _Module, path: str) -> _Definition:
+    """Follow a dotted name, as a module's text says it, to its definition.
+
+    Raises:
+        RecursionError: imports go round in a circle.
+    """
     first, dot, inner = path.partition(".")
     absent = _Absent(f"no attribute '{first}' in {module.name}")
     for how in (_RUNS, _HANDLER, _TYPING):
@@ -446,7 +449,7 @@ def _lookup(module: _Module, path: str, seen: frozenset[str] = frozenset()) -> _
                 found.append(_Definition(module, path, None if inner else value))
                 continue
             try:
-                found.append(_locate(value + dot + inner, seen))
+                found.append(_locate(value + dot + inner))
             except _Absent as why:
                 absent = why
         if any(other != found[0] for other in found):
@@ -455,7 +458,7 @@ def _lookup(module: _Module, path: str, seen: frozenset[str] = frozenset()) -> _
             return found[0]
     if first not in module.names:
         if source := module.star(first):
-            return _locate(f"{source}.{path}", seen)
+            return _locate(f"{source}.{path}")
         if first in vars(builtins):
             return _Definition(_NOWHERE, path)
         if _dynamic(module.name):
@@ -712,7 +715,7 @@ def _generated(mro: _Mro) -> _Arguments:
                 fields[name] = replace(fields[name], default="...", literal=MISSING)
             if given is False:
                 del fields[name]
-            if keywords_only or "kw_only" in said:
+            if _literal(said["kw_only"]) if "kw_only" in said else keywords_only:
                 by_keyword.add(name)
     return _Arguments(fields, tuple(name for name in fields if name not in by_keyword))
 
@@ -809,7 +812,7 @@ def _names_of_alias(dotted: str, depth: int) -> Iterator[str]:
         return
     try:
         found = _locate(dotted)
-    except _Unreadable:
+    except (_Unreadable, RecursionError):
         return
     if isinstance(found.node, ast.expr):
         yield from _names(found.module, found.node, depth + 1)

@@ -57,9 +57,10 @@ class Built:
 
     @property
     def network(self) -> nn.Module:
-        """What the stage gives to others: the module's ``network``, or the module where it has none."""
+        """What the stage gives to others: the module's ``network`` if it was given one, else the module."""
         network = getattr(self.module, "network", None)
-        return network if isinstance(network, nn.Module) else self.module
+        given = isinstance(self.stage.module.arguments.get("network"), Component | From)
+        return network if given and isinstance(network, nn.Module) else self.module
 
     @property
     def description(self) -> artifact.Description:
@@ -208,7 +209,7 @@ def fetch(reference: From, facts: Mapping[str, Any], this: Run | None) -> tuple[
     weights: Any = folder / artifact.WEIGHTS
     if reference.checkpoint == "last":
         state = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
-        prefix = "network." if kind == "networks" else ""
+        prefix = "network." if all(f"network.{key}" in state for key in network.state_dict()) else ""
         weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if reset and not hasattr(network, "head"):
         raise artifact.ArtifactError(
@@ -254,13 +255,32 @@ def open_stage(this: Run, name: str | None, overrides: Sequence[str] = ()) -> tu
     check_types(Plan(plan.name, plan.description, {name: plan.stages[name]}))
     with trainer.quiet():
         built = build(plan.stages[name], this, artifact.describe(this.stage(name)).facts)
-        artifact.load_weights(built.network, this.stage(name) / artifact.WEIGHTS)
+        _load(built, this)
         arguments = {key: value for key, value in plan.stages[name].trainer.plain().items() if key in _EVALUATION}
         lightning = Trainer(
             **arguments, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False, default_root_dir=this.stage(name),
         )  # fmt: skip
     return built, lightning
+
+
+def _load(built: Built, this: Run) -> None:
+    """Give a finished stage its weights: its network's, and from the checkpoint what its module learnt beside it."""
+    name = built.stage.name
+    artifact.load_weights(built.network, this.stage(name) / artifact.WEIGHTS)
+    inside = {id(tensor) for tensor in built.network.state_dict(keep_vars=True).values()}
+    own = built.module.state_dict(keep_vars=True)
+    beside = {key for key, tensor in own.items() if id(tensor) not in inside}
+    if not beside:
+        return
+    chosen = this.results["stages"][name]["checkpoint"]
+    if chosen is None:
+        raise artifact.ArtifactError(
+            f"{this.id}/{name}: {min(beside)} is not in its network, and no checkpoint was kept that has it"
+        )
+    saved = torch.load(this.folder / chosen, map_location="cpu", weights_only=True)["state_dict"]
+    weights = {key: saved.get(key) if key in beside else tensor for key, tensor in own.items()}
+    artifact.load_weights(built.module, {key: tensor for key, tensor in weights.items() if tensor is not None})
 
 
 _EVALUATION = (

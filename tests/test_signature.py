@@ -174,7 +174,7 @@ def test_kwargs_to_super_bring_the_bases_arguments_but_those_bound_in_the_call(w
     [
         "self.rate = kwargs.pop('rate', 1)\n        super().__init__(**kwargs)",
         "kwargs['need'] = 1\n        super().__init__(**kwargs)",
-        "if kwargs:\n            super().__init__(**kwargs)",
+        "if self.ready:\n            super().__init__(**kwargs)",
         "if self.ready:\n            return\n        super().__init__(**kwargs)",
         "super().__init__(**{**kwargs, 'need': 1})",
         "super().__init__(**kwargs, **self.more)",
@@ -226,11 +226,16 @@ def test_star_args_handed_to_super_are_empty_where_arguments_have_names(write: W
                 class Child(Middle):
                     def __init__(self, width, **kwargs):
                         super().__init__(width, **kwargs)
+                class Changed(Base):
+                    def __init__(self, *args, **kwargs):
+                        args = ("fast", 8)
+                        super().__init__(*args, **kwargs)
             """
         }
     )
     assert required(read("starred:Middle")) == ["width"]
     assert list(read("starred:Child").parameters) == ["width", "depth"]
+    assert (required(read("starred:Changed")), read("starred:Changed").open) == ([], True)
 
 
 def test_initializers_are_inherited_in_method_resolution_order(write: Write) -> None:
@@ -278,14 +283,32 @@ def test_a_dataclass_has_the_constructor_of_its_fields(write: Write) -> None:
 
         class Plain(Child):
             pass
+
+        @dataclass
+        class Named:
+            _: KW_ONLY
+            name: str
+            later: int = field(kw_only=False)
+
+        class Rated:
+            rate = 0.5
+
+        @dataclass
+        class Given(Rated):
+            rate: float
+
+        class Positional(Named):
+            def __init__(self, **kwargs):
+                super().__init__(1, **kwargs)
     """
     write({"fields": source})
     live = importlib.import_module("fields")
-    for name in ("Base", "Child", "Plain"):
+    for name in ("Base", "Child", "Plain", "Given"):
         signature, expected = read(f"fields:{name}"), inspect.signature(getattr(live, name)).parameters
         assert sorted(signature.parameters) == sorted(expected)
         assert required(signature) == [key for key, p in expected.items() if p.default is p.empty]
         assert not signature.open
+    assert required(read("fields:Positional")) == ["name"]
     assert read("fields:Child").parameters["rate"].literal == 0.1
     assert read("fields:Child").attributes["kind"] == "base"
 
@@ -307,6 +330,7 @@ def test_a_dataclass_has_the_constructor_of_its_fields(write: Write) -> None:
         ("class A:\n    def __init__(self): ...\nA.__init__ = other", "not a class or function"),
         ("from functools import partial\nA = partial(print, end='')", "not a class or function"),
         ("A = 3", "not a class or function"),
+        ("@remade\nclass A:\n    def __new__(cls, value): ...", "__new__"),
         ("if here:\n    class A: ...\nelse:\n    class A:\n        def __init__(self, x): ...", "more than one way"),
         ("from _thread import RLock as A", "not written in Python"),
         ("def __getattr__(name): ...", "not written in"),
@@ -334,9 +358,15 @@ def test_a_constructor_under_an_unknown_decorator_claims_nothing(write: Write) -
                 class Checked:
                     @checked
                     def __init__(self, new): ...
+                class Passing(Checked):
+                    @rename_argument("old", "new")
+                    def __init__(self, **kwargs):
+                        super().__init__(**kwargs)
             """
         }
     )
+    passing = read("decorated:Passing")
+    assert (list(passing.parameters), passing.open, required(passing)) == (["new"], True, [])
     renamed, checked = read("decorated:Renamed"), read("decorated:Checked")
     assert (list(renamed.parameters), renamed.open, required(renamed)) == (["new"], True, [])
     assert (list(checked.parameters), checked.open, required(checked)) == (["new"], False, ["new"])
@@ -350,15 +380,23 @@ def test_an_ancestor_that_cannot_be_read_leaves_the_own_arguments_and_an_open_si
                 class Child(Base):
                     def __init__(self, own, **kwargs):
                         super().__init__(**kwargs)
+                class Closed(Base):
+                    def __init__(self, own): ...
                 class Bare(Base):
                     pass
+                class Known:
+                    def __init__(self, need): ...
+                class Halfway(Known): ...
+                class Both(Halfway, Base): ...
             """
         }
     )
-    child = read("orphan:Child")
+    child, closed = read("orphan:Child"), read("orphan:Closed")
+    assert (closed.known, closed.open) == (True, True)
     assert (child.known, child.open, list(child.parameters)) == (True, True, ["own"])
     assert child.bases == ("not_installed_anywhere.Base",)
     assert not read("orphan:Bare").known
+    assert not read("orphan:Both").known  # Base may derive from Known, and then comes before it
 
 
 def test_overloads_are_skipped_for_the_implementation(write: Write) -> None:
@@ -524,6 +562,24 @@ def test_lightning_as_l_leads_to_lightnings_module(write: Write) -> None:
     assert signature.bases[0] == "lightning.pytorch.core.module.LightningModule"
     assert "torch.nn.modules.module.Module" in signature.bases
     assert (list(signature.parameters), signature.open) == (["width"], False)
+
+
+def test_torchs_module_ends_the_chain_unless_it_calls_super(write: Write) -> None:
+    write(
+        {
+            "chain": """
+                from torch import nn
+                class Mixin:
+                    def __init__(self, need): ...
+                class Ends(nn.Module, Mixin): ...
+                class Calls(nn.Module, Mixin):
+                    call_super_init = True
+            """
+        }
+    )
+    for name, is_open in {"Ends": False, "Calls": True}.items():
+        signature = read(f"chain:{name}")
+        assert (signature.known, signature.open, signature.parameters) == (True, is_open, {})
 
 
 def test_the_branch_that_imports_decides(write: Write) -> None:

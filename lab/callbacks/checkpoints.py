@@ -104,6 +104,15 @@ class Checkpoints(Checkpoint):
         """``chosen`` under Lightning's name, for ``trainer.test(ckpt_path="best")``."""
         return str(self.chosen or "")
 
+    @best_model_path.setter
+    def best_model_path(self, path: str) -> None:
+        """Take over what processes that Lightning forked or spawned have chosen: the file says what they knew."""
+        if path:
+            self._folder = Path(path).parent
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if state := saved["callbacks"].get(self.state_key):
+                self.load_state_dict(state)
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._folder = Path(trainer.default_root_dir) / "checkpoints"

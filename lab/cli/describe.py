@@ -9,6 +9,8 @@ import argparse
 from typing import Any
 
 from lab.cli import options as shared
+from lab.errors import UserError
+from lab.registry import KINDS, Entry, UnknownName, nearest
 
 HELP = "describe a registered name"
 
@@ -22,55 +24,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Read from source text: nothing is imported."""
-    from lab.check import kinds_with, read_signature, slot
-    from lab.errors import UserError
-    from lab.registry import KINDS, UnknownName, allow, nearest
+    from lab.registry import allow
 
     for package in options.imports:
         allow(package)
-    prefix, _, rest = options.name.partition("/")
-    kinds, name = ([KINDS[prefix]], rest) if prefix in KINDS and rest else (kinds_with(options.name), options.name)
+    with shared.uncollected():
+        found = [_described(entry) for entry in _entries(options.name)]
+        if options.json:
+            import json
+
+            print(json.dumps(found, indent=2))
+        else:
+            for description in found:
+                _print(description)
+    return 0
+
+
+def _entries(name: str) -> list[Entry]:
+    """What ``NAME`` or ``KIND/NAME`` means; several where kinds share it, or packages are at odds.
+
+    Raises:
+        UserError: nothing has that name.
+    """
+    from lab.check import kinds_with
+
+    prefix, _, rest = name.partition("/")
+    kinds, name = ([KINDS[prefix]], rest) if prefix in KINDS and rest else (kinds_with(name), name)
+    if not kinds:
+        known = {known for kind in KINDS.values() for known in kind.names()}
+        raise UserError(f"nothing is registered as '{name}'{nearest(name, known)}")
     try:
-        entries = [entry for kind in kinds for entry in kind.claims(name) or [kind.find(name)]]
+        return [entry for kind in kinds for entry in kind.claims(name) or [kind.find(name)]]
     except UnknownName as cause:
         raise UserError(str(cause)) from cause
-    if not entries:
-        known = {entry_name for kind in KINDS.values() for entry_name in kind.names()}
-        raise UserError(f"nothing is registered as '{options.name}'{nearest(options.name, known)}")
-    found = []
-    for entry in entries:
-        signature = read_signature(entry)
-        arguments = [
-            {
-                "name": p.name, "type": p.annotation, "default": p.default, "required": p.required,
-                "component": slot(p), "from": p.owner.rpartition(":")[2],
-            }
-            for p in signature.parameters.values()
-        ]  # fmt: skip
-        flow = {word: _short(signature.attributes.get(word)) for word in ("consumes", "yields")}
-        found.append(
-            {
-                "kind": KINDS[entry.kind].singular, "name": entry.name, "package": entry.package, "class": entry.target,
-                "about": signature.doc or signature.reason, **{k: v for k, v in flow.items() if v},
-                "arguments": arguments,
-            }
-        )  # fmt: skip
-    if options.json:
-        import json
 
-        print(json.dumps(found, indent=2))
-        return 0
-    for description in found:
-        _print(description)
-    return 0
+
+def _described(entry: Entry) -> dict[str, Any]:
+    from lab.check import read_signature, slot
+
+    signature = read_signature(entry)
+    flow = {word: _short(signature.attributes.get(word)) for word in ("consumes", "yields")}
+    arguments = [
+        {
+            "name": p.name, "type": p.annotation, "default": p.default, "required": p.required,
+            "component": slot(p), "from": p.owner.rpartition(":")[2],
+        }
+        for p in signature.parameters.values()
+    ]  # fmt: skip
+    return {
+        "kind": KINDS[entry.kind].singular, "name": entry.name, "package": entry.package, "class": entry.target,
+        "about": signature.doc or signature.reason, **{word: what for word, what in flow.items() if what},
+        "arguments": arguments,
+    }  # fmt: skip
 
 
 def _short(reference: Any) -> str | None:
     return reference.rpartition(".")[2] if isinstance(reference, str) else None
-
-
-def _a(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def _print(description: dict[str, Any]) -> None:
@@ -78,7 +87,8 @@ def _print(description: dict[str, Any]) -> None:
     from rich.text import Text
 
     console = shared.console()
-    heading = f"{description['name']}, {_a(description['kind'])} of {description['package']} ({description['class']})"
+    kind = next(kind for kind in KINDS.values() if kind.singular == description["kind"])
+    heading = f"{description['name']}, {kind.one} of {description['package']} ({description['class']})"
     console.print(Text(heading, style="bold"))
     for word in ("consumes", "yields"):
         if word in description:
@@ -91,7 +101,7 @@ def _print(description: dict[str, Any]) -> None:
     for column in ("argument", "type", "default", "takes"):
         table.add_column(column)
     for argument in description["arguments"]:
-        takes = _a(argument["component"].removesuffix("s")) if argument["component"] else ""
+        takes = KINDS[argument["component"]].one if argument["component"] else ""
         default = "required" if argument["required"] else str(argument["default"])
         table.add_row(Text(argument["name"]), Text(argument["type"]), Text(default), Text(takes))
     console.print(table)

@@ -5,6 +5,8 @@ import math
 import os
 import resource
 import signal
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -343,3 +345,36 @@ def test_ranges_are_checked_at_construction() -> None:
     for wrong in ({"mode": "best"}, {"every_n_epochs": 0}, {"every_seconds": -1.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Checkpoints(**wrong)  # type: ignore[arg-type]
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import torch
+from digits_fit import Classifier, loader, trainer
+from lab.callbacks.checkpoints import Checkpoints
+
+class Unsure(Classifier):
+    def on_validation_epoch_end(self) -> None:  # by what the second process sees, the last epoch would be best
+        scores = [3.0, 1.0, 2.0] if self.global_rank == 0 else [3.0, 2.0, 1.0]
+        self.log("val/score", scores[self.current_epoch])
+
+folder, checkpoints = Path(sys.argv[1]), Checkpoints("val/score", every_seconds=1e9)
+trainer(folder, checkpoints, epochs=3, devices=2, strategy="ddp_fork").fit(Unsure(), loader(0, 500), loader(500, 600))
+print(checkpoints.chosen.name, checkpoints.best_epoch, checkpoints.best_score)
+"""
+
+
+def test_two_processes_agree_and_the_one_that_forked_them_knows_what_they_chose(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_PROCESSES, str(tmp_path)],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.split() == ["best.ckpt", "1", "1.0"]
+    assert files(tmp_path) == ["best.ckpt", "last.ckpt"]
+    assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -201,25 +202,28 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path, terminal: Terminal, mo
     assert "student  epoch 1/1  train/loss" in terminal.text
 
 
-def test_a_terminal_that_breaks_ends_the_display_and_not_the_training(
-    tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+def test_a_terminal_that_takes_no_more_ends_the_display_and_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    terminal.connect(monkeypatch)
+    ours, theirs = os.openpty()
+    os.set_blocking(theirs, False)
+    stream = os.fdopen(theirs, "w")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(module_under_test, "REFRESH", 0.0)
 
-    class HangsUp(Classifier):
+    class FillsUp(Classifier):
         def on_train_epoch_end(self) -> None:
-            if self.current_epoch == 0:
-                os.close(terminal.theirs)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(theirs, b"nobody reads this")
 
-        def on_train_epoch_start(self) -> None:
-            time.sleep(module_under_test.REFRESH)
-
-    stream = sys.stderr
-    made = fit(HangsUp(), tmp_path, Progress(title="student"), epochs=3, **quiet())
+    made = fit(FillsUp(), tmp_path, Progress(title="student"), epochs=3, **quiet())
     assert made.current_epoch == 3
     assert sys.stderr is stream
-    terminal.theirs = os.open(os.devnull, os.O_WRONLY)  # something for the stream to close
-    os.dup2(terminal.theirs, stream.fileno())
+    with pytest.raises(BlockingIOError):
+        stream.close()
+    os.close(ours)
 
 
 def test_a_pipe_that_nobody_reads_does_not_end_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
