@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 from lab.document import Node, Place
 from lab.recipe import INHERITED, ONLY_STAGE
 from lab.registry import Entry
-from lab.signature import MISSING, Signature
+from lab.signature import Signature
+from lab.source import MISSING
 
 Value: TypeAlias = "Component | From | list[Value] | dict[str, Value] | Node"
 

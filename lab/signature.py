@@ -1,9 +1,7 @@
 """Constructors, read from source text: what a recipe may say beside ``name:``, known before torch is imported.
 
 A recipe's schema is the signature of the class that it names, but importing torch and lightning to see it takes
-seconds. So the class is found as the import system would find it, while nothing runs: the file of ``package.module``
-is looked up folder by folder and parsed, and what each of its top-level names stands for is noted (``_Module``). An
-imported name is followed to the module that defines it (``_locate``), the bases are put in method resolution order
+seconds. So the class is found in source text (:mod:`lab.source`), its bases are put in method resolution order
 (``_mro``), and the constructor is the first ``__init__`` along it, a dataclass's generated one included
 (``_constructor``). Where it hands ``**kwargs`` to ``super().__init__``, the next one's parameters are added, minus
 those that the call itself binds.
@@ -16,24 +14,34 @@ from __future__ import annotations
 
 import ast
 import builtins
-import importlib.util
 import inspect
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-
-class _Missing:
-    def __repr__(self) -> str:
-        return "MISSING"
-
-
-MISSING: Final = _Missing()
-"""In place of a value: there is none, or it is no literal."""
+from lab.source import (
+    ALIAS_DEPTH,
+    MISSING,
+    NOWHERE,
+    RUNS,
+    TORCH_MODULE,
+    TRANSPARENT,
+    Binding,
+    Definition,
+    Function,
+    Module,
+    Unreadable,
+    dotted_name,
+    expression_of,
+    find_module,
+    literal_of,
+    locate,
+    lookup,
+    read_module,
+    unaliased,
+)
 
 
 class Reference(str):
@@ -111,8 +119,8 @@ def read(target: str) -> Signature:
     """The signature of ``package.module:Class`` or ``:function``, without importing it; a bad one isn't ``known``."""
     module, _, path = target.partition(":")
     try:
-        return _described(_unaliased(_lookup(_module(module), path)), target)
-    except _Unreadable as why:
+        return _described(unaliased(lookup(read_module(module), path)), target)
+    except Unreadable as why:
         return replace(_nothing(target), reason=str(why), broken=why.broken)
     except RecursionError:
         return replace(_nothing(target), reason=f"{target} is nested too deeply, or refers to itself")
@@ -156,24 +164,16 @@ def canonical(name: str) -> str:
     if name.partition(".")[0] in sys.stdlib_module_names:
         return name
     try:
-        return _unaliased(_locate(name)).home
-    except (_Unreadable, RecursionError):
+        return unaliased(locate(name)).home
+    except (Unreadable, RecursionError):
         return name
 
 
 def forget() -> None:
     """Read every file anew from now on: what was read is otherwise kept as long as the process lives."""
-    for cached in (read, _spec, _module, _mro):
+    for cached in (read, find_module, read_module, _mro):
         cached.cache_clear()
 
-
-# How a name is bound: by statements that run, by `except` handlers where those fail, or for type checkers only.
-_RUNS, _HANDLER, _TYPING = range(3)
-
-# Known without reading: they take no arguments and leave the constructor alone, and `typing` is a large file.
-_TRANSPARENT = {"abc.ABC", "abc.ABCMeta", "type", "typing.Generic", "typing.Protocol", "typing_extensions.Protocol"}
-# Known too, and a larger file: it takes no arguments, unless `call_super_init` is set.
-_TORCH_MODULE = "torch.nn.modules.module.Module"
 
 # Decorators that leave a class or a constructor as it is written; so do those whose name says that they register.
 _HARMLESS = {
@@ -181,119 +181,7 @@ _HARMLESS = {
     *("checked", "validate_call", "_defaults_from_env_vars"),  # pydantic's, Lightning's Trainer's
 }
 
-# A file with one of these may have names that aren't written in it.
-_DYNAMIC = ("__getattr__", "__path__", "globals(", "setattr(", "sys.modules", "exec(", "import *")
-
-_ALIAS_DEPTH = 4
-_UNCLEAR: Final = ast.Constant(...)
-
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
-_Node = ast.ClassDef | _Function | ast.expr
-
-
-class _Unreadable(Exception):
-    """Source text doesn't tell."""
-
-    broken = False
-
-
-class _Absent(_Unreadable):
-    """Importing would fail."""
-
-    broken = True
-
-
-@dataclass(frozen=True)
-class _Binding:
-    """One meaning of a name: the dotted name that it imports, or the node that defines it."""
-
-    value: str | _Node
-    how: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Module:
-    """One source file: what each of its top-level names stands for; under ``*`` the modules imported with a star."""
-
-    name: str
-    file: str | None
-    source: str
-    names: dict[str, list[_Binding]]
-
-    @cached_property
-    def lines(self) -> list[str]:
-        return self.source.split("\n")
-
-    def text(self, node: ast.expr) -> str:
-        """The source text of an expression: as written, if on one line."""
-        if node.lineno != node.end_lineno:
-            return ast.unparse(node)
-        return self.lines[node.lineno - 1].encode()[node.col_offset : node.end_col_offset].decode()
-
-    def meanings(self, dotted: str) -> list[str]:
-        """What a dotted name in this file stands for, one hop through its imports; several where branches differ."""
-        first, dot, rest = dotted.partition(".")
-        bindings = sorted(self.names.get(first, ()), key=lambda binding: binding.how)
-        heads = [b.value if isinstance(b.value, str) else f"{self.name}.{first}" for b in bindings]
-        if not heads and (source := self.star(first)):
-            heads = [f"{source}.{first}"]
-        return list(dict.fromkeys(head + dot + rest for head in heads or [first]))
-
-    def star(self, name: str, seen: tuple[str, ...] = ()) -> str | None:
-        """The module whose star import brings a name."""
-        for source in [str(binding.value) for binding in reversed(self.names.get("*", ()))]:
-            try:
-                module = _module(source)
-            except _Unreadable:
-                continue
-            listed = _literal(module.names["__all__"][-1].value) if "__all__" in module.names else None
-            if not isinstance(listed, list | tuple):
-                inside = name in module.names or (source not in seen and module.star(name, (*seen, source)))
-                listed = [name] if inside and not name.startswith("_") else []
-            if name in listed:
-                return source
-        return None
-
-
-_NOWHERE: Final = _Module("", None, "", {})
-
-
-@dataclass(frozen=True)
-class _Definition:
-    """A name followed to where it is defined; ``_NOWHERE``, and no node, where its dotted name is all that is known."""
-
-    module: _Module
-    name: str
-    node: _Node | None = None
-
-    @property
-    def home(self) -> str:
-        return f"{self.module.name}.{self.name}".lstrip(".")
-
-    @property
-    def opaque(self) -> bool:
-        """A class that may do anything."""
-        return not isinstance(self.node, ast.ClassDef) and self.home not in {*_TRANSPARENT, _TORCH_MODULE}
-
-    @cached_property
-    def body(self) -> dict[str, list[_Binding]]:
-        """What a class binds when it runs."""
-        every = _bindings(self.node.body, "") if isinstance(self.node, ast.ClassDef) else {}
-        return {name: kept for name, bound in every.items() if (kept := [b for b in bound if b.how != _TYPING])}
-
-    @property
-    def decorators(self) -> list[ast.expr]:
-        return self.node.decorator_list if isinstance(self.node, ast.ClassDef) else []
-
-    def method(self, name: str) -> _Function:
-        """A method of a class."""
-        first, *others = [binding.value for binding in self.body[name]]
-        if others or not isinstance(first, _Function):
-            raise _Unreadable(f"{name} of {self.home} is not a plain function")
-        return first
-
-
-_Mro = tuple[_Definition, ...]
+_Mro = tuple[Definition, ...]
 
 
 @dataclass(frozen=True)
@@ -305,184 +193,14 @@ class _Arguments:
     open: bool = False
 
 
-@cache
-def _spec(name: str) -> tuple[str | None, list[str]] | None:
-    """File and folders of a module, found without running the packages above it; None if there is no such module."""
-    parent, _, tail = name.rpartition(".")
-    within = (_spec(parent) or (None, []))[1] if parent else None
-    try:
-        specs = (finder.find_spec(name, within) for finder in sys.meta_path)
-        spec = next(filter(None, specs), None)
-        return (spec.origin, list(spec.submodule_search_locations or ())) if spec else None
-    except KeyError:  # a namespace package looks for the one around it among the imported modules
-        folders = [Path(folder, tail) for folder in within or ()]
-        return None, [str(folder) for folder in folders if folder.is_dir()]
-    except (ImportError, ValueError, AttributeError):
-        return None
-
-
-@cache
-def _module(name: str) -> _Module:
-    """A module's file, parsed."""
-    spec = _spec(name)
-    if spec is None:
-        made = name in sys.modules or _dynamic(name.rpartition(".")[0])
-        raise (_Unreadable if made else _Absent)(f"no module named '{name}'")
-    file, folders = spec
-    if file is None and folders:
-        return _Module(name, None, "", {})  # a namespace package
-    if file is None or not file.endswith(".py"):
-        raise _Unreadable(f"{name} is not written in Python")
-    try:
-        source = importlib.util.decode_source(Path(file).read_bytes())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source)
-    except SyntaxError as why:
-        raise _Absent(f"syntax error in {file}:{why.lineno}: {why.msg}") from why
-    except ValueError as why:
-        raise _Absent(f"{file} is not Python source: {why}") from why
-    except OSError as why:
-        raise _Unreadable(f"{file} can't be read: {why.strerror}") from why
-    return _Module(name, file, source, _bindings(tree.body, name if folders else name.rpartition(".")[0]))
-
-
-def _dynamic(name: str) -> bool:
-    """What isn't written in a module may exist all the same."""
-    try:
-        return bool(name) and any(word in _module(name).source for word in _DYNAMIC)
-    except _Unreadable as why:
-        return not why.broken
-
-
-def _bindings(body: list[ast.stmt], package: str) -> dict[str, list[_Binding]]:
-    """What the statements of a file or a class bind; a name has several meanings where branches differ."""
-    names: dict[str, list[_Binding]] = {}
-
-    def bind(statements: Iterable[ast.stmt], how: int, certain: bool) -> None:
-        for statement in statements:
-            for name, value in _bound(statement, package):
-                earlier = names.get(name, [])
-                kept = [each for each in earlier if each.how > how] if certain and name != "*" else earlier
-                names[name] = [*kept, _Binding(value, how)]
-            match statement:
-                case ast.If(test=ast.Name("TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
-                    bind(statement.body, _TYPING, False)
-                    bind(statement.orelse, how, certain)
-                case ast.If() | ast.For() | ast.While():
-                    bind([*statement.body, *statement.orelse], how, False)
-                case ast.Try():
-                    bind([*statement.body, *statement.orelse, *statement.finalbody], how, certain)
-                    bind([each for handler in statement.handlers for each in handler.body], max(how, _HANDLER), False)
-                case ast.With():
-                    bind(statement.body, how, certain)
-                case ast.Match():
-                    bind([each for branch in statement.cases for each in branch.body], how, False)
-
-    bind(body, _RUNS, True)
-    return names
-
-
-def _bound(statement: ast.stmt, package: str) -> Iterator[tuple[str, str | _Node]]:
-    """What one statement binds, without those inside it."""
-    match statement:
-        case ast.Import(names=names):
-            for alias in names:
-                top = alias.name.partition(".")[0]
-                yield (alias.asname, alias.name) if alias.asname else (top, top)
-        case ast.ImportFrom(names=names, module=module, level=level):
-            above = package.rsplit(".", level - 1)[0] if level else ""
-            source = ".".join(filter(None, (above, module)))
-            for alias in names:
-                yield ("*", source) if alias.name == "*" else (alias.asname or alias.name, f"{source}.{alias.name}")
-        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-            yield statement.name, statement  # of overloads the last, which is the implementation
-        case ast.Assign(targets=targets, value=value):
-            for target in targets:
-                yield from _assigned(target, value)
-        case ast.AnnAssign(target=target, value=ast.expr() as value):
-            yield from _assigned(target, value)
-        case ast.AugAssign(target=target):
-            yield from _assigned(target, _UNCLEAR)
-        case _ if type(statement).__name__ == "TypeAlias":  # from Python 3.12 on
-            yield statement.name.id, statement.value  # type: ignore[attr-defined]
-
-
-def _assigned(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
-    match target:
-        case ast.Name(id=name):
-            yield name, value
-        case ast.Attribute(value=ast.Name(id=name), attr="__init__" | "__new__" | "__signature__"):
-            yield name, _UNCLEAR  # a class whose constructor is replaced
-        case ast.Attribute(value=ast.Name(id=name), attr="__doc__"):
-            yield f"{name}.__doc__", value
-        case ast.Tuple(elts=parts) | ast.List(elts=parts):
-            for part in parts:
-                yield from _assigned(part, _UNCLEAR)
-
-
-def _locate(dotted: str) -> _Definition:
-    """Follow a dotted name, as an import says it, to its definition."""
-    if dotted in {*_TRANSPARENT, _TORCH_MODULE}:
-        return _Definition(_NOWHERE, dotted)
-    parts = dotted.split(".")
-    size = 1
-    while size < len(parts) - 1 and _spec(".".join(parts[: size + 1])):
-        size += 1
-    if size == len(parts):
-        raise _Unreadable(f"{dotted} is not a class or function")
-    return _lookup(_module(".".join(parts[:size])), ".".join(parts[size:]))
-
-
-def _lookup(module: _Module, path: str) -> _Definition:
-    """Follow a dotted name, as a module's text says it, to its definition.
-
-    Raises:
-        RecursionError: imports go round in a circle.
-    """
-    first, dot, inner = path.partition(".")
-    absent = _Absent(f"no attribute '{first}' in {module.name}")
-    for how in (_RUNS, _HANDLER, _TYPING):
-        found: list[_Definition] = []
-        for value in [binding.value for binding in module.names.get(first, ()) if binding.how == how]:
-            if not isinstance(value, str):
-                found.append(_Definition(module, path, None if inner else value))
-                continue
-            try:
-                found.append(_locate(value + dot + inner))
-            except _Absent as why:
-                absent = why
-        if any(other != found[0] for other in found):
-            raise _Unreadable(f"{module.name} defines '{first}' in more than one way")
-        if found:
-            return found[0]
-    if first not in module.names:
-        if source := module.star(first):
-            return _locate(f"{source}.{path}")
-        if first in vars(builtins):
-            return _Definition(_NOWHERE, path)
-        if _dynamic(module.name):
-            raise _Unreadable(f"'{first}' is not written in {module.name}")
-    raise absent
-
-
-def _unaliased(found: _Definition) -> _Definition:
-    """What a plain assignment (``A = B``) is another name for."""
-    for _ in range(_ALIAS_DEPTH):
-        dotted = _dotted(found.node)
-        if dotted:
-            found = _lookup(found.module, dotted)
-    return found
-
-
 def _nothing(target: str) -> Signature:
     return Signature(target, {}, True, False, "", {}, (), None, None)
 
 
-def _described(found: _Definition, target: str) -> Signature:
+def _described(found: Definition, target: str) -> Signature:
     """Everything about a class or function."""
     if found.node is None or isinstance(found.node, ast.expr):
-        raise _Unreadable(f"{found.home} is not a class or function whose source can be read")
+        raise Unreadable(f"{found.home} is not a class or function whose source can be read")
     signature = replace(_nothing(target), doc=_doc(found), file=found.module.file, line=found.node.lineno)
     try:
         if isinstance(found.node, ast.ClassDef):
@@ -492,25 +210,25 @@ def _described(found: _Definition, target: str) -> Signature:
             arguments = _called(mro)
         else:
             arguments = _declared(found.node, found, skip=0)
-    except _Unreadable as why:
+    except Unreadable as why:
         return replace(signature, reason=str(why))
     return replace(signature, parameters=arguments.parameters, open=arguments.open, known=True)
 
 
-def _doc(found: _Definition) -> str:
+def _doc(found: Definition) -> str:
     """The docstring; of one that is put together (``__doc__ = "..." + ...``) the first part."""
-    if isinstance(found.node, ast.ClassDef | _Function) and (doc := ast.get_docstring(found.node)):
+    if isinstance(found.node, ast.ClassDef | Function) and (doc := ast.get_docstring(found.node)):
         return doc
     put_together = found.body.get("__doc__") or found.module.names.get(f"{found.name}.__doc__")
     node: object = put_together[0].value if put_together else None
     while isinstance(node, ast.BinOp | ast.JoinedStr):
         node = node.left if isinstance(node, ast.BinOp) else node.values[0]
-    doc = _literal(node)
+    doc = literal_of(node)
     return inspect.cleandoc(doc) if isinstance(doc, str) else ""
 
 
 @cache
-def _mro(cls: _Definition) -> _Mro:
+def _mro(cls: Definition) -> _Mro:
     """A class and its ancestors in method resolution order (C3), as far as they can be read; without ``object``."""
     if not isinstance(cls.node, ast.ClassDef):
         return (cls,)
@@ -524,31 +242,31 @@ def _mro(cls: _Definition) -> _Mro:
     return tuple(order)
 
 
-def _base(cls: _Definition, node: ast.expr) -> _Definition:
+def _base(cls: Definition, node: ast.expr) -> Definition:
     """The class that an expression among the bases names."""
-    dotted = _dotted(node.value if isinstance(node, ast.Subscript) else node)
+    dotted = dotted_name(node.value if isinstance(node, ast.Subscript) else node)
     if not dotted:
-        return _Definition(_NOWHERE, ast.unparse(node))
+        return Definition(NOWHERE, ast.unparse(node))
     try:
-        found = _unaliased(_lookup(cls.module, dotted))
-    except _Unreadable:
+        found = unaliased(lookup(cls.module, dotted))
+    except Unreadable:
         found = cls
-    return found if found != cls else _Definition(_NOWHERE, cls.module.meanings(dotted)[0])
+    return found if found != cls else Definition(NOWHERE, cls.module.meanings(dotted)[0])
 
 
 def _called(mro: _Mro) -> _Arguments:
     """What calling a class takes: a metaclass decides, then ``__new__``, if it names arguments, then ``__init__``."""
     for cls in mro:
         for keyword in cls.node.keywords if isinstance(cls.node, ast.ClassDef) else ():
-            if keyword.arg in ("metaclass", None) and _base(cls, keyword.value).home not in _TRANSPARENT:
-                raise _Unreadable(f"the metaclass of {cls.home} may change its constructor")
+            if keyword.arg in ("metaclass", None) and _base(cls, keyword.value).home not in TRANSPARENT:
+                raise Unreadable(f"the metaclass of {cls.home} may change its constructor")
     maker = next((cls for cls in mro if "__new__" in cls.body), None)
     if maker is None:
         arguments = _constructor(mro)
     else:
         arguments = _declared(maker.method("__new__"), maker, skip=1)
         if not arguments.parameters or not all(map(_harmless, maker.decorators)):
-            raise _Unreadable(f"{maker.home} has a __new__")
+            raise Unreadable(f"{maker.home} has a __new__")
     return replace(arguments, open=arguments.open or any(cls.opaque for cls in mro))
 
 
@@ -556,8 +274,8 @@ def _constructor(mro: _Mro, start: int = 0) -> _Arguments:
     """What the first ``__init__`` from a place in the order takes."""
     for at, cls in enumerate(mro[start:], start):
         if cls.opaque:
-            raise _Unreadable(f"its base {cls.home} can't be read")
-        if cls.home == _TORCH_MODULE and cls.node is None:
+            raise Unreadable(f"its base {cls.home} can't be read")
+        if cls.home == TORCH_MODULE and cls.node is None:
             return _Arguments({}, open=any("call_super_init" in each.body for each in mro))
         options = _dataclass_options(cls)
         if "__init__" in cls.body:
@@ -565,11 +283,11 @@ def _constructor(mro: _Mro, start: int = 0) -> _Arguments:
         if options is not None and options.get("init", True) is not False:
             return _generated(mro[at:])
         if isinstance(cls.node, ast.ClassDef) and len(cls.node.bases) > 1 and any(each.opaque for each in mro):
-            raise _Unreadable(f"not all bases of {cls.home} can be read")
+            raise Unreadable(f"not all bases of {cls.home} can be read")
     return _Arguments({})
 
 
-def _declared(function: _Function, home: _Definition, skip: int) -> _Arguments:
+def _declared(function: Function, home: Definition, skip: int) -> _Arguments:
     """The parameters as written, without the first ``skip`` (``self``)."""
     a = function.args
     by_place = [*a.posonlyargs, *a.args]
@@ -577,22 +295,22 @@ def _declared(function: _Function, home: _Definition, skip: int) -> _Arguments:
     pairs = [*zip(by_place, defaults, strict=True)][skip:]
     only_by_place = len(a.posonlyargs) - skip if len(a.posonlyargs) > skip else 0
     if any(default is None for _, default in pairs[:only_by_place]):
-        raise _Unreadable(f"an argument of {function.name} can only be given by position")
+        raise Unreadable(f"an argument of {function.name} can only be given by position")
     if len(by_place) < skip or (a.vararg and not (pairs or a.kwonlyargs or a.kwarg)):
-        raise _Unreadable(f"{function.name} takes *args only")
+        raise Unreadable(f"{function.name} takes *args only")
     named = [*pairs[only_by_place:], *zip(a.kwonlyargs, a.kw_defaults, strict=True)]
     parameters = {arg.arg: _parameter(home, arg.arg, arg.annotation, default) for arg, default in named}
     found = _Arguments(parameters, tuple(arg.arg for arg, _ in pairs), open=a.kwarg is not None)
     return found if all(map(_harmless, function.decorator_list)) else _loosened(found)
 
 
-def _parameter(home: _Definition, name: str, annotation: ast.expr | None, default: ast.expr | None) -> Parameter:
+def _parameter(home: Definition, name: str, annotation: ast.expr | None, default: ast.expr | None) -> Parameter:
     module = home.module
     return Parameter(
         name,
         annotation=module.text(annotation) if annotation else "",
         default=module.text(default) if default else None,
-        literal=_literal(default),
+        literal=literal_of(default),
         owner=f"{module.name}:{home.name}",
         _find_names=partial(_names, module, annotation) if annotation else tuple,
     )
@@ -620,10 +338,10 @@ def _written(mro: _Mro, at: int) -> _Arguments:
         return own
     try:
         base = _constructor(mro, at + 1)
-    except _Unreadable:
+    except Unreadable:
         return own
     rest = init.args.vararg.arg if init.args.vararg else None
-    by_place = [each for each in call.args if not (isinstance(each, ast.Starred) and _dotted(each.value) == rest)]
+    by_place = [each for each in call.args if not (isinstance(each, ast.Starred) and dotted_name(each.value) == rest)]
     exact = exact and len(by_place) <= len(base.positional) and not any(isinstance(e, ast.Starred) for e in by_place)
     bound = {*own.parameters, *base.positional[: len(by_place)], *(keyword.arg for keyword in call.keywords)}
     base = base if exact else _loosened(base)
@@ -632,13 +350,13 @@ def _written(mro: _Mro, at: int) -> _Arguments:
     return _Arguments({**own.parameters, **added}, (*own.positional, *positional), base.open)
 
 
-def _passed_on(init: _Function, name: str) -> tuple[ast.Call | None, bool]:
+def _passed_on(init: Function, name: str) -> tuple[ast.Call | None, bool]:
     """The call ``super().__init__(..., **kwargs)``, and whether all of ``kwargs``, unchanged, surely arrives there."""
     kwargs = init.args.kwarg.arg if init.args.kwarg else None
     rest = init.args.vararg.arg if init.args.vararg else None
     nodes = [node for statement in init.body for node in ast.walk(statement)] if kwargs else []
     calls = [node for node in nodes if isinstance(node, ast.Call) and _is_super_init(node.func, name)]
-    passing = [call for call in calls if any(k.arg is None and _dotted(k.value) == kwargs for k in call.keywords)]
+    passing = [call for call in calls if any(k.arg is None and dotted_name(k.value) == kwargs for k in call.keywords)]
     if not passing:
         return None, False
     call = passing[0]
@@ -664,23 +382,23 @@ def _straight(body: list[ast.stmt]) -> Iterator[ast.Expr]:
 def _is_super_init(function: ast.expr, name: str) -> bool:
     match function:
         case ast.Attribute(value=ast.Call(func=ast.Name("super"), args=args), attr="__init__"):
-            return not args or _dotted(args[0]) == name
+            return not args or dotted_name(args[0]) == name
     return False
 
 
-def _dataclass_options(cls: _Definition) -> dict[str, Any] | None:
+def _dataclass_options(cls: Definition) -> dict[str, Any] | None:
     """What ``@dataclass`` says, if a class has it.
 
     Raises:
-        _Unreadable: another decorator may replace the constructor.
+        Unreadable: another decorator may replace the constructor.
     """
     options = None
     for decorator in cls.decorators:
         if "dataclasses.dataclass" in cls.module.meanings(_called_name(decorator)):
             keywords = decorator.keywords if isinstance(decorator, ast.Call) else []
-            options = {keyword.arg or "**": _literal(keyword.value) for keyword in keywords}
+            options = {keyword.arg or "**": literal_of(keyword.value) for keyword in keywords}
         elif not _harmless(decorator):
-            raise _Unreadable(f"{cls.home} is decorated with {ast.unparse(decorator)}")
+            raise Unreadable(f"{cls.home} is decorated with {ast.unparse(decorator)}")
     return options
 
 
@@ -691,13 +409,13 @@ def _generated(mro: _Mro) -> _Arguments:
     for cls in reversed(mro):
         options = _dataclass_options(cls)
         if cls.opaque or (options and MISSING in options.values()):
-            raise _Unreadable(f"the fields of {cls.home} can't be read")
+            raise Unreadable(f"the fields of {cls.home} can't be read")
         if options is None or not isinstance(cls.node, ast.ClassDef):
             continue
         keywords_only = options.get("kw_only", False)
         for statement in cls.node.body:
             if isinstance(statement, ast.If | ast.Try | ast.With | ast.For):
-                raise _Unreadable(f"fields of {cls.home} depend on conditions")
+                raise Unreadable(f"fields of {cls.home} depend on conditions")
             if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
                 continue
             kind = _kind(cls.module, statement.annotation)
@@ -709,13 +427,13 @@ def _generated(mro: _Mro) -> _Arguments:
                 said = {keyword.arg: keyword.value for keyword in default.keywords}
                 default = said.get("default", said.get("default_factory"))
             fields[name] = _parameter(cls, name, statement.annotation, default)
-            given = _literal(said["init"]) if "init" in said else True
+            given = literal_of(said["init"]) if "init" in said else True
             assigned_elsewhere = default is None and not said and any(name in each.body for each in mro)
             if given is MISSING or None in said or assigned_elsewhere:
                 fields[name] = replace(fields[name], default="...", literal=MISSING)
             if given is False:
                 del fields[name]
-            if _literal(said["kw_only"]) if "kw_only" in said else keywords_only:
+            if literal_of(said["kw_only"]) if "kw_only" in said else keywords_only:
                 by_keyword.add(name)
     return _Arguments(fields, tuple(name for name in fields if name not in by_keyword))
 
@@ -725,73 +443,36 @@ def _attributes(mro: _Mro) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for cls in reversed(mro):
 
-        def refer(dotted: str, cls: _Definition = cls) -> Any:
+        def refer(dotted: str, cls: Definition = cls) -> Any:
             return found.get(dotted, MISSING) if dotted in cls.body else Reference(cls.module.meanings(dotted)[0])
 
         for name, bindings in cls.body.items():
             value = bindings[0].value
-            found[name] = _literal(value, refer) if isinstance(value, ast.expr) and len(bindings) == 1 else MISSING
+            found[name] = literal_of(value, refer) if isinstance(value, ast.expr) and len(bindings) == 1 else MISSING
     return {name: value for name, value in found.items() if value is not MISSING and not name.startswith("__")}
 
 
-def _dotted(node: object) -> str:
-    """``a.b.c`` as text; empty for anything else."""
-    match node:
-        case ast.Name(id=name):
-            return name
-        case ast.Attribute(value=value, attr=name) if above := _dotted(value):
-            return f"{above}.{name}"
-    return ""
-
-
 def _called_name(node: ast.expr) -> str:
-    return _dotted(node.func if isinstance(node, ast.Call) else node)
+    return dotted_name(node.func if isinstance(node, ast.Call) else node)
 
 
-def _expression(text: str) -> ast.expr | None:
-    try:
-        return ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError):
-        return None
-
-
-def _literal(node: object, refer: Callable[[str], Any] = lambda dotted: MISSING) -> Any:
-    """The value of a literal, ``MISSING`` for anything else; names go through ``refer``."""
-    match node:
-        case ast.Constant(value=value) if value is not ...:
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
-            return -number
-        case ast.Tuple(elts=elements) | ast.List(elts=elements):
-            parts = [_literal(element, refer) for element in elements]
-            if not any(part is MISSING for part in parts):
-                return tuple(parts) if isinstance(node, ast.Tuple) else parts
-        case ast.Dict(keys=keys, values=values):
-            parts = [_literal(each, refer) for each in (*keys, *values)]
-            if not any(part is MISSING for part in parts) and all(isinstance(key, ast.Constant) for key in keys):
-                return dict(zip(parts[: len(keys)], parts[len(keys) :], strict=True))
-        case ast.Name() | ast.Attribute():
-            return refer(dotted) if (dotted := _dotted(node)) else MISSING
-    return MISSING
-
-
-def _kind(module: _Module, annotation: ast.expr) -> str:
+def _kind(module: Module, annotation: ast.expr) -> str:
     """The last part of an annotation's outermost name: ``ClassVar`` of ``typing.ClassVar[int]``."""
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        annotation = _expression(annotation.value) or annotation
+        annotation = expression_of(annotation.value) or annotation
     head = annotation.value if isinstance(annotation, ast.Subscript) else annotation
-    return module.meanings(_dotted(head))[0].rpartition(".")[2]
+    return module.meanings(dotted_name(head))[0].rpartition(".")[2]
 
 
-def _names(module: _Module, node: ast.AST, depth: int = 0) -> Iterator[str]:
+def _names(module: Module, node: ast.AST, depth: int = 0) -> Iterator[str]:
     """The dotted names in an annotation, each followed by those of the type alias that it is."""
     match node:
         case ast.Constant(value=None):
             yield "None"
         case ast.Constant(value=str() as text):
-            if inner := _expression(text):
+            if inner := expression_of(text):
                 yield from _names(module, inner, depth)
-        case ast.Name() | ast.Attribute() if dotted := _dotted(node):
+        case ast.Name() | ast.Attribute() if dotted := dotted_name(node):
             for meaning in module.meanings(dotted):
                 yield meaning
                 yield from _names_of_alias(meaning, depth)
@@ -808,11 +489,11 @@ def _names(module: _Module, node: ast.AST, depth: int = 0) -> Iterator[str]:
 
 
 def _names_of_alias(dotted: str, depth: int) -> Iterator[str]:
-    if depth == _ALIAS_DEPTH or dotted.partition(".")[0] in sys.stdlib_module_names:
+    if depth == ALIAS_DEPTH or dotted.partition(".")[0] in sys.stdlib_module_names:
         return
     try:
-        found = _locate(dotted)
-    except (_Unreadable, RecursionError):
+        found = locate(dotted)
+    except (Unreadable, RecursionError):
         return
     if isinstance(found.node, ast.expr):
         yield from _names(found.module, found.node, depth + 1)
@@ -827,17 +508,17 @@ def _live_value(value: Any) -> Any:
     return value if isinstance(value, type(None) | bool | int | float | str | tuple | list | dict) else MISSING
 
 
-def _live_module(obj: Any) -> _Module:
+def _live_module(obj: Any) -> Module:
     """What the names in annotations mean where a live object was defined."""
     values = {name: _live_value(value) for name, value in vars(sys.modules.get(obj.__module__, builtins)).items()}
-    names = {name: [_Binding(value, _RUNS)] for name, value in values.items() if isinstance(value, Reference)}
-    return _Module(obj.__module__, None, "", names)
+    names = {name: [Binding(value, RUNS)] for name, value in values.items() if isinstance(value, Reference)}
+    return Module(obj.__module__, None, "", names)
 
 
-def _live_parameter(parameter: inspect.Parameter, module: _Module, owner: str) -> Parameter:
+def _live_parameter(parameter: inspect.Parameter, module: Module, owner: str) -> Parameter:
     annotation = "" if parameter.annotation is parameter.empty else parameter.annotation
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     default = None if parameter.default is parameter.empty else repr(parameter.default)
-    literal = MISSING if default is None else _literal(_expression(default))
-    node = _expression(text)
+    literal = MISSING if default is None else literal_of(expression_of(default))
+    node = expression_of(text)
     return Parameter(parameter.name, text, default, literal, owner, partial(_names, module, node) if node else tuple)

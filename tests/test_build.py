@@ -35,7 +35,10 @@ def problems(module: dict[str, Any] | None = None, **top: Any) -> list[str]:
             "module.network.hidden: should be greater than or equal to 1 at position 1, got [3, 0]",
         ),
         ({"optimizer": {"name": "sgd", "lr": -1.0}}, "module.optimizer.lr: sgd: Invalid learning rate: -1.0"),
-        ({"scheduler": {"name": "one_cycle", "max_lr": 0.1, "pct_start": 3}}, "module.scheduler.pct_start: one_cycle: "),
+        (
+            {"scheduler": {"name": "one_cycle", "max_lr": 0.1, "pct_start": 3}},
+            "module.scheduler.pct_start: one_cycle: ",
+        ),
     ],
 )
 def test_wrong_values_are_named_with_what_is_allowed(module: dict[str, Any], expected: str) -> None:

@@ -96,7 +96,7 @@ trainer: {max_epochs: 1, accelerator: cpu, limit_train_batches: 20}
 stages:
   headed: {module: {name: headed, network: {name: shelf.Tiny}}}
   selfmade: {module: selfmade}
-  after: {module: {name: headed, network: {from: selfmade, checkpoint: last}}}
+  after: {module: {name: headed, network: {from: selfmade}}}
   later: {module: {name: headed, network: {from: after, checkpoint: last}}}
 """
 

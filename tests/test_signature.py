@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from lab.signature import MISSING, Reference, Signature, canonical, forget, inspected, read
+from lab.signature import Reference, Signature, canonical, forget, inspected, read
+from lab.source import MISSING
 
 Write = Callable[[dict[str, str]], None]
 
