@@ -20,7 +20,7 @@ from typing_extensions import override
 from lab.ranges import checked
 
 REFRESH = 0.2
-"""Seconds between two drawings, of one to two milliseconds each."""
+"""Seconds between two drawings."""
 
 LOOK = 1.0
 """Seconds between two looks at the metrics: reading a number waits for the GPU."""

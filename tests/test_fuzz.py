@@ -1,0 +1,205 @@
+"""Recipes broken at random: whatever is wrong, it is a problem with a place, and never another exception."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lab import document, recipe
+from lab.build import check_types
+from lab.check import check
+from lab.document import RecipeError
+
+EVERYTHING = """\
+description: every sort of thing that a recipe has
+seed: 3
+data: {name: digits, batch_size: 8, labels: 100}
+trainer: {max_epochs: 2, precision: 32-true, devices: 1, accelerator: cpu}
+callbacks: {early_stopping: {patience: 3}, checkpoints: {every_seconds: 1.5}, profile: null}
+logger: [csv, {name: wandb, project: p, tags: [a, b]}]
+require: {student.test/accuracy: '>= 0.1'}
+stages:
+  student:
+    data: {labels: null}
+    module:
+      name: distill
+      network: {name: convnet, width: 4}
+      objective: {name: classification, measures: [accuracy, f1]}
+      teacher: [{from: teacher}, {from: old, checkpoint: last}, {name: mlp, hidden: [2, 3]}]
+      teacher_weights: [1.0, 2.0, 3]
+    require: {val/accuracy: '< 1'}
+  teacher:
+    module: {name: supervised, network: {name: mlp, hidden: []}, optimizer: {name: sgd, lr: 0.1, momentum: 0.9}}
+  old:
+    seed: 4
+    module:
+      name: supervised
+      network: {from: teacher, head: reset}
+      scheduler: {name: one_cycle, max_lr: 0.1}
+"""
+SOURCES = [*(path.read_text(encoding="utf-8") for path in recipe.bundled().values()), EVERYTHING]
+TREES = [document.parse(text, document.Place("source")).plain() for text in SOURCES]
+WORDS = sorted(
+    {
+        "name", "from", "class_path", "hidden", "width", "head", "monitor", "stages", "extends", "sweep", "teacher", "a/b",
+        "mlp", "convnet", "lenet", "adam", "cosine", "plateau", "step", "csv", "digits", "arrays", "path", "main", "latest",
+        "early_stopping", "null", "yes", "", "<<", "torch.nn.Linear", "os.system", "../..", "\x1b[31m", "a\nb", "é", "x" * 300,
+        *(key for tree in TREES for key in (*tree, *tree.get("stages", ()))),
+    }
+)  # fmt: skip
+VALUES: list[Any] = [
+    None, True, False, 0, 1, -1, 2, 3, 2**31, 2**63 - 1, 0.0, 0.5, -0.5, 1e-300, 1e300, float("inf"), float("nan"), "", [],
+    {}, [1], [[]], {"a": 1}, [None], {"name": None}, {"from": None}, {"name": "mlp"}, {"from": "teacher"}, {"name": "adam"},
+]  # fmt: skip
+
+Path_ = tuple[Any, ...]
+
+
+def places(tree: Any, path: Path_ = ()) -> list[Path_]:
+    """Every path of a tree, the root's left out."""
+    children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [found for key, child in children for found in ((*path, key), *places(child, (*path, key)))]
+
+
+def at(tree: Any, path: Path_) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def put(tree: Any, path: Path_, value: Any) -> None:
+    at(tree, path[:-1])[path[-1]] = value
+
+
+def drop(tree: Any, path: Path_, dice: random.Random) -> None:
+    del at(tree, path[:-1])[path[-1]]
+
+
+def rename(tree: Any, path: Path_, dice: random.Random) -> None:
+    parent = at(tree, path[:-1])
+    if isinstance(parent, dict):
+        key = str(path[-1])
+        cut = dice.randrange(len(key) + 1)
+        new = dice.choice([dice.choice(WORDS), key[:cut] + key[cut + 1 :], key + "s", key[::-1], key.upper()])
+        entries = [(new if k == path[-1] else k, v) for k, v in parent.items()]
+        parent.clear()
+        parent.update(entries)
+
+
+def duplicate(tree: Any, path: Path_, dice: random.Random) -> None:
+    parent = at(tree, path[:-1])
+    if isinstance(parent, dict):
+        parent[dice.choice(WORDS)] = copy.deepcopy(parent[path[-1]])
+    else:
+        parent.append(copy.deepcopy(parent[path[-1]]))
+
+
+def retype(tree: Any, path: Path_, dice: random.Random) -> None:
+    old = at(tree, path)
+    others = [str(old), [old], {"name": old}, {"from": old}, {str(path[-1]): old}, not old]
+    put(tree, path, copy.deepcopy(dice.choice([dice.choice(VALUES), dice.choice(WORDS), dice.choice(others)])))
+
+
+def swap(tree: Any, path: Path_, dice: random.Random) -> None:
+    other = dice.choice(places(tree))
+    if path[: len(other)] != other and other[: len(path)] != path:
+        mine, its = at(tree, path), at(tree, other)
+        put(tree, path, its)
+        put(tree, other, mine)
+
+
+def graft(tree: Any, path: Path_, dice: random.Random) -> None:
+    source = dice.choice(TREES)
+    put(tree, path, copy.deepcopy(at(source, dice.choice(places(source)))))
+
+
+def nudge(tree: Any, path: Path_, dice: random.Random) -> None:
+    """What should leave a recipe right: another whole number or fraction of the same size, another order of keys."""
+    value = at(tree, path)
+    if isinstance(value, dict):
+        entries = sorted(value.items(), key=lambda _: dice.random())
+        value.clear()
+        value.update(entries)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and value:
+        put(tree, path, value + 1 if isinstance(value, int) and dice.random() < 0.5 else value)
+
+
+WRONG: list[Callable[[Any, Path_, random.Random], None]] = [drop, rename, duplicate, retype, swap, graft]
+
+
+def scratch(text: str, dice: random.Random) -> str:
+    """A text with a few characters taken out, put in or doubled."""
+    for _ in range(dice.choice([1, 1, 2, 5])):
+        i = dice.randrange(len(text) + 1)
+        j = min(len(text), i + dice.choice([1, 1, 1, 5, 40]))
+        piece = dice.choice(
+            ["", "", text[i:j] * 2, dice.choice("{}[]:,-&*!|>'\"%#\t\n \0\x85é?@`"), dice.choice(WORDS)]
+        )
+        text = text[:i] + piece + text[j:]
+    return text
+
+
+def overridden(tree: Any, dice: random.Random) -> str:
+    path = [str(key) for key in dice.choice(places(tree) or [("seed",)])]
+    if dice.random() < 0.3:
+        path[dice.randrange(len(path))] = dice.choice(WORDS)
+    value = dice.choice(
+        [dice.choice(["1", "0.5", "null", "[1]", "{a: 1}", "'", "*x", "{name: mlp}", ""]), dice.choice(WORDS)]
+    )
+    return f"{'.'.join(path)}={value}"
+
+
+def broken(seed: int) -> tuple[str, list[str]]:
+    """A recipe with some things wrong, or none, and overrides."""
+    dice = random.Random(seed)
+    tree = copy.deepcopy(dice.choice(TREES))
+    for _ in range(dice.choice([0, 1, 3])):
+        nudge(tree, dice.choice(places(tree)), dice)
+    for _ in range(dice.choice([0, 0, 1, 1, 2, 4])):
+        if found := places(tree):
+            dice.choice(WRONG)(tree, dice.choice(found), dice)
+    overrides = [overridden(tree, dice)] if dice.random() < 0.15 else []
+    text = document.dump(tree)
+    return (scratch(text, dice) if dice.random() < 0.15 else text), overrides
+
+
+def test_no_recipe_raises_anything_but_problems_with_their_places() -> None:
+    outcomes: Counter[str] = Counter()
+
+    @settings(max_examples=400, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.integers(0, 2**64))
+    def run(seed: int) -> None:
+        text, overrides = broken(seed)
+        Path("recipe.yaml").write_text(text, encoding="utf-8")
+        try:
+            plan = check(recipe.load("recipe.yaml", overrides))
+            check_types(plan)
+        except RecipeError as error:
+            outcomes["wrong"] += 1
+            problems = error.problems
+        else:
+            outcomes["right"] += 1
+            problems = []
+            Path("again.yaml").write_text(document.dump(plan.resolved()), encoding="utf-8")
+            again = check(recipe.load("again.yaml"))
+            assert repr(again.resolved()) == repr(plan.resolved())  # nan is itself
+            check_types(again)
+        for problem in problems:
+            assert problem.message.strip()
+            assert problem.place.line or not problem.place.is_file or problem.message == "is empty", problem
+            assert problem.place.source == "recipe.yaml" or problem.place.source.startswith("override "), problem
+            assert "\n" not in str(problem)
+            assert "Node(" not in str(problem)
+        assert len(set(map(str, problems))) == len(problems)
+
+    run()
+    assert outcomes.total() >= 200
+    assert outcomes["right"] >= 0.3 * outcomes.total(), outcomes
+    assert outcomes["wrong"] >= 0.3 * outcomes.total(), outcomes
