@@ -78,6 +78,8 @@ class Builder:
         self.seed = seed
         self.fetch = fetch or _nothing
         self.facts: dict[str, Any] = {}
+        self.made: dict[tuple[str, ...], Any] = {}
+        """Every object that was built or fetched, by its place in the stage."""
         self._fetched: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def build(self, component: Component, given: Mapping[str, Any] | None = None) -> Any:
@@ -105,6 +107,7 @@ class Builder:
             raise RecipeError(
                 [Problem(component.place, ".".join(component.path), _refusal(component, cause))]
             ) from cause
+        self.made[component.path] = built
         return Teacher(built) if component.frozen else built
 
     def spec(self, component: Component | From) -> dict[str, Any]:
@@ -130,6 +133,7 @@ class Builder:
             return self.build(value)
         if isinstance(value, From):
             network, self._fetched[value.path] = self.fetch(value, self.facts)
+            self.made[value.path] = network
             return Teacher(network) if value.frozen else network
         if isinstance(value, list):
             return [self._value(child, None) for child in value]
@@ -213,10 +217,10 @@ def _problems(component: Component, key: str) -> Iterator[Problem]:
                 yield Problem(value.place, f"{key}.{name}", _not_typed(component, name, problem, value))
         for child in _children(value):
             if isinstance(child, Node):
-                hint = hints.get(name)
-                if all(_typed(each, child.plain())[1] for each in _classes(hint) or [Any]):
+                said = [_typed(each, child.plain())[1] for each in _classes(hints.get(name))]
+                if said and all(said):
                     sound = False
-                    yield Problem(child.place, f"{key}.{name}", _not_typed(component, name, UNSAYABLE, child))
+                    yield Problem(child.place, f"{key}.{name}", _not_typed(component, name, str(said[0]), child))
             elif (wrong := _wrong_class(child, hints.get(name))) is not None:
                 yield Problem(child.place, f"{key}.{name}", wrong)
     if sound and kind.factory:
@@ -226,9 +230,11 @@ def _problems(component: Component, key: str) -> Iterator[Problem]:
 def _not_typed(component: Component, name: str, problem: str, value: Node) -> str:
     """A wrong type in words; where a component or a type that YAML has not is wanted, pydantic's mean nothing."""
     parameter = component.signature.parameters.get(name)
-    if problem in (UNSAYABLE, "should be callable") and parameter is not None:
-        kind = slot(parameter)
-        problem = f"expected {wanted(kind)}" if kind else f"a recipe cannot say {parameter.annotation}"
+    if problem in (UNSAYABLE, "should be callable", "should be a list") and parameter is not None:
+        if kind := slot(parameter):
+            problem = f"expected {wanted(kind)}"
+        elif problem == UNSAYABLE:
+            problem = f"a recipe cannot say {parameter.annotation}"
     return f"{problem}, got {shown(value.plain())}"
 
 
@@ -256,7 +262,7 @@ def _wrong_class(child: Component, hint: Any) -> str | None:
         return None
     if any(_may_be(target, c) for c in wanted):
         return None
-    return f"{child.name} is no {' or '.join(c.__name__ for c in wanted)}"
+    return f"{child.name} is no {' or '.join(dict.fromkeys(c.__name__ for c in wanted))}"
 
 
 def _may_be(target: type, wanted: type) -> bool:

@@ -401,7 +401,7 @@ def _position(place: Place, text: str, position: int) -> Place:
 
 def _tab_at(text: str, mark: Any) -> bool:
     lines = text.split("\n")
-    return mark is not None and mark.line < len(lines) and "\t" in lines[mark.line][: mark.column + 1]
+    return mark is not None and mark.line < len(lines) and lines[mark.line].lstrip(" ").startswith("\t")
 
 
 def _shorter(path: str) -> str:

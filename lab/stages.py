@@ -57,10 +57,11 @@ class Built:
 
     @property
     def network(self) -> nn.Module:
-        """What the stage gives to others: the module's ``network`` if it was given one, else the module."""
-        network = getattr(self.module, "network", None)
-        given = isinstance(self.stage.module.arguments.get("network"), Component | From)
-        return network if given and isinstance(network, nn.Module) else self.module
+        """What the stage gives to others: the module's ``network`` if it is the one it was given, else the module."""
+        given = self.builder.made.get(("module", "network"))
+        if isinstance(given, nn.Module) and getattr(self.module, "network", None) is given:
+            return given
+        return self.module
 
     @property
     def description(self) -> artifact.Description:

@@ -22,7 +22,10 @@ WARM_UP = 0.03
 """Seconds that a network runs before it is timed."""
 
 TIMED = 0.3
-"""Seconds that it is timed for, once at least."""
+"""Seconds that it is timed for; up to ten times as long until it has run often enough."""
+
+RUNS = 10
+"""Often enough that one stall of a busy machine is not the median."""
 
 
 def profile(network: nn.Module, example: Tensor) -> dict[str, Any]:
@@ -142,25 +145,25 @@ def _cudnn_flops(steps: Sequence[int], weights: Sequence[Sequence[int]], *_: Any
     return 2 * steps[0] * steps[1] * sum(math.prod(weight) for weight in weights if len(weight) == 2)
 
 
+@torch.inference_mode()
 def _milliseconds(network: nn.Module, batch: Tensor) -> float:
     """The median time of a forward pass."""
-    _times(network, batch, WARM_UP)
-    return round(statistics.median(_times(network, batch, TIMED)) * 1e3, 4)
-
-
-@torch.inference_mode()
-def _times(network: nn.Module, batch: Tensor, seconds: float) -> list[float]:
-    times: list[float] = []
-    _wait(batch.device)
-    until = time.perf_counter() + seconds
-    while not times or time.perf_counter() < until:
-        began = time.perf_counter()
+    began = _now(batch)
+    while True:
         network(batch)
-        _wait(batch.device)
-        times.append(time.perf_counter() - began)
-    return times
+        if _now(batch) - began > WARM_UP:
+            break
+    times: list[float] = []
+    began = now = _now(batch)
+    while not times or ((now - began < TIMED or len(times) < RUNS) and now - began < 10 * TIMED):
+        network(batch)
+        before, now = now, _now(batch)
+        times.append(now - before)
+    return round(statistics.median(times) * 1e3, 4)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+def _now(batch: Tensor) -> float:
+    """Seconds, when the device has finished what it was asked."""
+    if batch.device.type != "cpu":
+        torch.accelerator.synchronize(batch.device)
+    return time.perf_counter()

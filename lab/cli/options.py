@@ -46,17 +46,19 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def opened(options: argparse.Namespace) -> tuple[Any, str | None, Any, Any]:
     """The run and stage that a command's arguments mean, built, with a trainer that writes nothing."""
-    from lab import run, stages
+    from lab import run
+    from lab.errors import UserError
     from lab.registry import allow
 
-    for package in options.imports:
-        allow(package)
     this, name = run.locate(options.reference, Path())
     for package in this.manifest.get("imports", []):
         if package not in options.imports:
-            from lab.errors import UserError
-
             raise UserError(f"this run was made with --import {package}: repeat it to allow that package's classes")
+    for package in options.imports:
+        allow(package)
+
+    from lab import stages
+
     built, trainer = stages.open_stage(this, name, options.overrides)
     return this, built.stage.name, built, trainer
 

@@ -27,7 +27,8 @@ def run(options: argparse.Namespace) -> int:
 
     for package in options.imports:
         allow(package)
-    plan = check(recipe.load(options.recipe, options.overrides))
+    with shared.uncollected():
+        plan = check(recipe.load(options.recipe, options.overrides))
     print(document.dump(plan.resolved()), end="")
     for stage in plan.stages.values():
         prefix = f"stages.{stage.name}." if stage.name != ONLY_STAGE else ""

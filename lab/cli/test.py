@@ -26,9 +26,15 @@ def run(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace, split: str) -> int:
     """Run ``trainer.test`` or ``trainer.validate`` and print what it gives."""
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+
+    from lab.errors import UserError
     from lab.trainer import quiet
 
     this, stage, built, trainer = shared.opened(options)
+    step = f"{'validation' if split == 'validate' else split}_step"
+    if not is_overridden(step, built.module):
+        raise UserError(f"{this.id}/{stage}: {type(built.module).__name__} has no {step}")
     with quiet():
         found = getattr(trainer, split)(built.module, datamodule=built.data, verbose=False)
     metrics = {name: value for part in found for name, value in part.items()}
@@ -40,10 +46,12 @@ def evaluate(options: argparse.Namespace, split: str) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(f"{this.id}/{stage}"), title_justify="left", pad_edge=False)
+    console = shared.console()
+    console.print(Text(f"{this.id}/{stage}"))
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
         table.add_row(Text(name), f"{value:.4f}")
-    shared.console().print(table)
+    console.print(table)
     return 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from lab.batch import Labelled
 from lab.callbacks import Reports
+from lab.callbacks import profile as module_under_test
 from lab.callbacks.profile import Profile, profile
 
 pytestmark = LIGHTNINGS_OWN
@@ -37,6 +39,33 @@ def test_a_batch_of_64_takes_longer_than_one_input_and_both_are_milliseconds() -
     network = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 512))
     latency = profile(network, torch.rand(1, 256))["latency_ms"]
     assert 1e-3 < latency["batch_1"] < latency["batch_64"] < 1e3
+
+
+def test_one_stall_does_not_decide_the_latency() -> None:
+    class Stalls(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            time.sleep(0.4 if self.calls in (4, 40) else 0.002)
+            return x
+
+    assert profile(Stalls(), torch.rand(1, 4))["latency_ms"]["batch_1"] < 100
+
+
+def test_a_network_that_takes_seconds_is_timed_once_or_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            time.sleep(0.1)
+            return x
+
+    monkeypatch.setattr(module_under_test, "TIMED", 0.005)
+    network = Slow()
+    profile(network, torch.rand(1, 4))
+    assert network.calls == 1 + 2 * (1 + 1)  # counted; warmed up and timed, for each batch size
 
 
 class Layer(nn.Module):
