@@ -1,4 +1,4 @@
-"""How long commands take that need no torch: medians of whole processes, beside what importing torch or lightning costs.
+"""How long commands take that need no torch: medians of whole processes, beside what importing lightning costs.
 
 python benchmarks/startup.py [RUNS]
 """

@@ -69,7 +69,7 @@ def check(recipe: Recipe) -> Plan:
     stages = {name: finder.stage(name, recipe.stages[name]) for name in order}
     complete = {name: stage for name, stage in stages.items() if stage is not None}
     if "require" in recipe.top.mapping:
-        finder.top_gates(recipe.top.mapping["require"], complete)
+        finder.top_gates(recipe.top.mapping["require"], stages)
     problems += finder.problems
     if problems:
         raise RecipeError(once(problems))
@@ -415,7 +415,7 @@ class _Finder:
             return None
         return Gate(metric, match["relation"], float(match["bound"].replace("_", "")), node.place)
 
-    def top_gates(self, node: Node, stages: dict[str, Stage]) -> None:
+    def top_gates(self, node: Node, stages: Mapping[str, Stage | None]) -> None:
         """``require`` at the top: ``stage.metric``."""
         self.stage_name = ""
         if node.value is not None and not isinstance(node.value, dict):
@@ -425,8 +425,8 @@ class _Finder:
             stage, dot, metric = key.partition(".")
             if not dot or stage not in stages:
                 self.say(child.key or child.place, ("require", key), f"expected stage.metric{nearest(stage, stages)}")
-            elif (gate := self._gate(metric, child, ("require", key))) is not None:
-                stages[stage].gates.append(gate)
+            elif (gate := self._gate(metric, child, ("require", key))) and (found := stages[stage]) is not None:
+                found.gates.append(gate)
 
 
 _GATE = re.compile(

@@ -59,10 +59,10 @@ def missed(results: Mapping[str, Any]) -> list[str]:
 def _metrics(stages: Mapping[str, Any]) -> list[str]:
     """The test metrics, those of most interest first; validation's where nothing was tested."""
     names = list(dict.fromkeys(name for stage in stages.values() for name in stage.get("metrics", {})))
-    for split in ("test/", "val/"):
-        chosen = [name for name in names if name.startswith(split)]
+    for split in ("test", "val"):
+        chosen = [name for name in names if name.startswith((f"{split}/", f"{split}_"))]  # plain modules write test_acc
         if chosen:
-            return sorted(chosen, key=lambda name: name.endswith("/loss"))
+            return sorted(chosen, key=lambda name: name.endswith("loss"))
     return []
 
 
@@ -82,12 +82,12 @@ def _cell(key: str, value: Any, parent: Any) -> Text:
     if parent is None or key == "train_seconds":
         return cell
     difference = value - parent
-    relative = f"{difference / parent:+.0%}" if "/" not in key and parent else f"{difference:+.4f}"
+    relative = f"{difference / parent:+.0%}" if key in SHOWN and parent else f"{difference:+.4f}"
     return cell.append(f"\n{relative}", style="dim")
 
 
 def _number(key: str, value: float) -> str:
-    if "/" in key:
+    if key not in SHOWN:
         return f"{value:.4f}"
     if key.startswith("latency"):
         return f"{value:.3g}"

@@ -58,10 +58,9 @@ class Built:
     @property
     def network(self) -> nn.Module:
         """What the stage gives to others: the module's ``network`` if it is the one it was given, else the module."""
-        given = self.builder.made.get(("module", "network"))
-        if isinstance(given, nn.Module) and getattr(self.module, "network", None) is given:
-            return given
-        return self.module
+        network = getattr(self.module, "network", None)
+        as_given = network is self.builder.made.get(("module", "network"))
+        return network if isinstance(network, nn.Module) and as_given else self.module
 
     @property
     def description(self) -> artifact.Description:
@@ -143,19 +142,15 @@ def train(this: Run, plan: Plan, name: str, *, smoke: bool = False) -> dict[str,
             _describe(this, built, lightning, plan)
             seed_everything(stage.seed, workers=True, verbose=False)
             _fit(lightning, built)
-            checkpoint = _select(built, callbacks.get("checkpoints"))
-            metrics = {
-                key: float(value) for key, value in lightning.callback_metrics.items() if not key.startswith("test/")
-            }
+            metrics = _logged(lightning)
             metrics |= getattr(callbacks.get("checkpoints"), "chosen_metrics", {})
+            checkpoint = _select(built, callbacks.get("checkpoints"))
             if _tests(built):
                 lightning.test(built.module, datamodule=built.data, verbose=False)
-                metrics |= {
-                    key: float(value) for key, value in lightning.callback_metrics.items() if key.startswith("test/")
-                }
+                metrics |= _logged(lightning)
             result: dict[str, Any] = {
                 "status": "finished",
-                "metrics": {key: value for key, value in metrics.items() if "/" in key},
+                "metrics": metrics,
                 "n_test": meter.samples(lightning),
                 "train_seconds": round(meter.seconds, 3),
                 "parent": stage.parents[0] if stage.parents else None,
@@ -330,6 +325,10 @@ def _fit(lightning: Trainer, built: Built) -> None:
         raise Interrupted from cause
     if lightning.interrupted:
         raise Interrupted
+
+
+def _logged(lightning: Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in lightning.callback_metrics.items()}
 
 
 def _select(built: Built, checkpoints: Any) -> Path | None:

@@ -48,41 +48,43 @@ SOURCES = [*(path.read_text(encoding="utf-8") for path in recipe.bundled().value
 TREES = [document.parse(text, document.Place("source")).plain() for text in SOURCES]
 WORDS = sorted(
     {
-        "name", "from", "class_path", "hidden", "width", "head", "monitor", "stages", "extends", "sweep", "teacher", "a/b",
-        "mlp", "convnet", "lenet", "adam", "cosine", "plateau", "step", "csv", "digits", "arrays", "path", "main", "latest",
-        "early_stopping", "null", "yes", "", "<<", "torch.nn.Linear", "os.system", "../..", "\x1b[31m", "a\nb", "é", "x" * 300,
+        "name", "from", "class_path", "hidden", "width", "head", "monitor", "stages", "extends", "sweep", "teacher",
+        "mlp", "convnet", "lenet", "adam", "cosine", "plateau", "step", "csv", "digits", "arrays", "path", "main",
+        "early_stopping", "latest", "a/b", "null", "yes", "", "<<", "torch.nn.Linear", "os.system", "../..",
+        "\x1b[31m", "a\nb", "é", "x" * 300,
         *(key for tree in TREES for key in (*tree, *tree.get("stages", ()))),
     }
 )  # fmt: skip
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 2**31, 2**63 - 1, 0.0, 0.5, -0.5, 1e-300, 1e300, float("inf"), float("nan"), "", [],
-    {}, [1], [[]], {"a": 1}, [None], {"name": None}, {"from": None}, {"name": "mlp"}, {"from": "teacher"}, {"name": "adam"},
+    None, True, False, 0, 1, -1, 2, 3, 2**31, 2**63 - 1, 0.0, 0.5, -0.5, 1e-300, 1e300, float("inf"), float("nan"),
+    "", [], {}, [1], [[]], [None], {"a": 1}, {"name": None}, {"from": None}, {"name": "mlp"}, {"name": "adam"},
+    {"from": "teacher"},
 ]  # fmt: skip
 
-Path_ = tuple[Any, ...]
+Steps = tuple[Any, ...]
 
 
-def places(tree: Any, path: Path_ = ()) -> list[Path_]:
+def places(tree: Any, path: Steps = ()) -> list[Steps]:
     """Every path of a tree, the root's left out."""
     children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     return [found for key, child in children for found in ((*path, key), *places(child, (*path, key)))]
 
 
-def at(tree: Any, path: Path_) -> Any:
+def at(tree: Any, path: Steps) -> Any:
     for key in path:
         tree = tree[key]
     return tree
 
 
-def put(tree: Any, path: Path_, value: Any) -> None:
+def put(tree: Any, path: Steps, value: Any) -> None:
     at(tree, path[:-1])[path[-1]] = value
 
 
-def drop(tree: Any, path: Path_, dice: random.Random) -> None:
+def drop(tree: Any, path: Steps, dice: random.Random) -> None:
     del at(tree, path[:-1])[path[-1]]
 
 
-def rename(tree: Any, path: Path_, dice: random.Random) -> None:
+def rename(tree: Any, path: Steps, dice: random.Random) -> None:
     parent = at(tree, path[:-1])
     if isinstance(parent, dict):
         key = str(path[-1])
@@ -93,7 +95,7 @@ def rename(tree: Any, path: Path_, dice: random.Random) -> None:
         parent.update(entries)
 
 
-def duplicate(tree: Any, path: Path_, dice: random.Random) -> None:
+def duplicate(tree: Any, path: Steps, dice: random.Random) -> None:
     parent = at(tree, path[:-1])
     if isinstance(parent, dict):
         parent[dice.choice(WORDS)] = copy.deepcopy(parent[path[-1]])
@@ -101,13 +103,13 @@ def duplicate(tree: Any, path: Path_, dice: random.Random) -> None:
         parent.append(copy.deepcopy(parent[path[-1]]))
 
 
-def retype(tree: Any, path: Path_, dice: random.Random) -> None:
+def retype(tree: Any, path: Steps, dice: random.Random) -> None:
     old = at(tree, path)
     others = [str(old), [old], {"name": old}, {"from": old}, {str(path[-1]): old}, not old]
     put(tree, path, copy.deepcopy(dice.choice([dice.choice(VALUES), dice.choice(WORDS), dice.choice(others)])))
 
 
-def swap(tree: Any, path: Path_, dice: random.Random) -> None:
+def swap(tree: Any, path: Steps, dice: random.Random) -> None:
     other = dice.choice(places(tree))
     if path[: len(other)] != other and other[: len(path)] != path:
         mine, its = at(tree, path), at(tree, other)
@@ -115,12 +117,12 @@ def swap(tree: Any, path: Path_, dice: random.Random) -> None:
         put(tree, other, mine)
 
 
-def graft(tree: Any, path: Path_, dice: random.Random) -> None:
+def graft(tree: Any, path: Steps, dice: random.Random) -> None:
     source = dice.choice(TREES)
     put(tree, path, copy.deepcopy(at(source, dice.choice(places(source)))))
 
 
-def nudge(tree: Any, path: Path_, dice: random.Random) -> None:
+def nudge(tree: Any, path: Steps, dice: random.Random) -> None:
     """What should leave a recipe right: another whole number or fraction of the same size, another order of keys."""
     value = at(tree, path)
     if isinstance(value, dict):
@@ -131,7 +133,7 @@ def nudge(tree: Any, path: Path_, dice: random.Random) -> None:
         put(tree, path, value + 1 if isinstance(value, int) and dice.random() < 0.5 else value)
 
 
-WRONG: list[Callable[[Any, Path_, random.Random], None]] = [drop, rename, duplicate, retype, swap, graft]
+WRONG: list[Callable[[Any, Steps, random.Random], None]] = [drop, rename, duplicate, retype, swap, graft]
 
 
 def scratch(text: str, dice: random.Random) -> str:
@@ -162,7 +164,7 @@ def broken(seed: int) -> tuple[str, list[str]]:
     tree = copy.deepcopy(dice.choice(TREES))
     for _ in range(dice.choice([0, 1, 3])):
         nudge(tree, dice.choice(places(tree)), dice)
-    for _ in range(dice.choice([0, 0, 1, 1, 2, 4])):
+    for _ in range(dice.choice([0, 0, 0, 1, 1, 2, 4])):
         if found := places(tree):
             dice.choice(WRONG)(tree, dice.choice(found), dice)
     overrides = [overridden(tree, dice)] if dice.random() < 0.15 else []
@@ -173,7 +175,7 @@ def broken(seed: int) -> tuple[str, list[str]]:
 def test_no_recipe_raises_anything_but_problems_with_their_places() -> None:
     outcomes: Counter[str] = Counter()
 
-    @settings(max_examples=400, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(st.integers(0, 2**64))
     def run(seed: int) -> None:
         text, overrides = broken(seed)
