@@ -1,7 +1,5 @@
 """``python -m lab`` is ``lab``."""
 
-import sys
+from lab.cli import script
 
-from lab.cli import main
-
-sys.exit(main())
+script()

@@ -7,9 +7,11 @@ never do.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from lab.errors import UserError
 
@@ -18,6 +20,14 @@ COMMANDS = ("fit", "test", "validate", "predict", "check", "show", "list", "desc
 _FILES = {"list": "listing"}
 
 INTERRUPTED = 130
+
+
+def script() -> NoReturn:
+    """The installed command: :func:`main`, and out."""
+    status = main()
+    if "torch" not in sys.modules:
+        gc.freeze()  # what was read is not looked through once more at exit
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

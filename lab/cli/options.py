@@ -65,16 +65,12 @@ def opened(options: argparse.Namespace) -> tuple[Any, str | None, Any, Any]:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """For a command that only reads source: looking for garbage among its syntax trees, which all stay, costs a third.
-
-    What there is afterwards is never looked at again either, as the process is about to end.
-    """
+    """For commands that only read source: to look for garbage among syntax trees, which all stay, costs a third."""
     collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         if collecting:
             gc.enable()
 
