@@ -293,7 +293,11 @@ def _refused(component: Component, target: Any, key: str) -> Iterator[Problem]:
         if component.kind == "optimizers":
             target(weights, **arguments)
         elif component.kind == "schedulers":
-            target(torch.optim.SGD(weights, lr=0.1), **given_steps(target, arguments, 1000), **arguments)
+            optimizer = torch.optim.SGD(weights, lr=0.1)
+            scheduler = target(optimizer, **given_steps(target, arguments, 1000), **arguments)
+            if type(scheduler).step is torch.optim.lr_scheduler.LRScheduler.step:
+                optimizer.step()
+                scheduler.step()  # only now do some divide by what they were given
 
     for name, cause in _blamed(make, arguments, needed):
         place = values[name].place if name else component.place

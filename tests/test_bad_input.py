@@ -371,6 +371,8 @@ class TestTypes:
              "12:58: stages.teacher.module.scheduler.pct_start: one_cycle: Expected float between 0 and 1 pct_start"),
             ("betas: [0.9, 0.99]}", "eps: 0.1}\n      scheduler: {name: plateau, factor: 3}",
              "12:42: stages.teacher.module.scheduler.factor: plateau: Factor should be < 1.0."),
+            ("betas: [0.9, 0.99]}", "eps: 0.1}\n      scheduler: {name: step, step_size: 0}",
+             "12:25: stages.teacher.module.scheduler: step: ZeroDivisionError: "),
             ("seed: 0", "seed: -1", "1:7: seed: expected a whole number from 0 to 4294967295, got -1"),
             ("seed: 0", "seed: 4294967296", "1:7: seed: expected a whole number from 0 to 4294967295, got 4294967296"),
             ("max_epochs: 1", "max_epochs: -5",
