@@ -455,7 +455,7 @@ def _facts_of(signature: Signature) -> tuple[str, ...]:
 
 
 def _is_known(data: Component | From | None) -> bool:
-    return isinstance(data, Component) and data.signature.known
+    return isinstance(data, Component) and data.signature.known and "facts" not in data.signature.computed
 
 
 def _takes_mapping(parameter: Parameter) -> bool:

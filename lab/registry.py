@@ -51,6 +51,11 @@ class Entry:
     package: str
     loaded: Any = None
 
+    @property
+    def dotted(self) -> bool:
+        """Whether it was named in full, as ``--import`` allows."""
+        return self.name == self.target.replace(":", ".")
+
     def load(self) -> Any:
         """The class or function itself.
 
@@ -149,7 +154,7 @@ class Kind:
             return claims[0]
         if claims:
             raise DuplicateName(_claims(self.name, name, claims))
-        if "." in name and "/" not in name:
+        if "." in name and all(part.isidentifier() for part in name.split(".")):
             return self._dotted(name)
         others = [kind.one for kind in KINDS.values() if kind is not self and name in kind.names()]
         hint = f": it is {others[0]}" if others else nearest(name, self.names())

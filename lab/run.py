@@ -120,9 +120,12 @@ def locate(reference: str, base: Path = Path()) -> tuple[Run, str | None]:
         RunNotFound: there is none; says what was looked for.
     """
     path = base / reference
-    for candidate, stage in ((path, None), (path.parent, path.name)):
-        if (candidate / "manifest.json").is_file() and (stage is None or (candidate / stage).is_dir()):
-            return Run(candidate), stage
+    try:
+        for candidate, stage in ((path, None), (path.parent, path.name)):
+            if (candidate / "manifest.json").is_file() and (stage is None or (candidate / stage).is_dir()):
+                return Run(candidate), stage
+    except (OSError, ValueError) as cause:  # a name that no file can have
+        raise RunNotFound(f"{reference} is no run: {cause}") from cause
     identity, _, stage = reference.partition("/")
     runs = {folder.name: folder for folder in _all_runs()}
     found = runs.get(max(runs)) if identity == "latest" and runs else None

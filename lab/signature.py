@@ -99,6 +99,7 @@ class Signature:
         line: the line there.
         reason: why it isn't known.
         broken: importing it would fail: no such module, no such attribute, a syntax error.
+        computed: what else the class or an ancestor binds, methods included, whose value only running it tells.
     """
 
     target: str
@@ -112,6 +113,7 @@ class Signature:
     line: int | None
     reason: str = ""
     broken: bool = False
+    computed: frozenset[str] = frozenset()
 
 
 @cache
@@ -206,7 +208,10 @@ def _described(found: Definition, target: str) -> Signature:
         if isinstance(found.node, ast.ClassDef):
             mro = _mro(found)
             bases = tuple(cls.home for cls in mro[1:])
-            signature = replace(signature, attributes=_attributes(mro), bases=bases)
+            bound = _attributes(mro)
+            attributes = {name: value for name, value in bound.items() if value is not MISSING}
+            computed = frozenset(name for name, value in bound.items() if value is MISSING)
+            signature = replace(signature, attributes=attributes, computed=computed, bases=bases)
             arguments = _called(mro)
         else:
             arguments = _declared(found.node, found, skip=0)
@@ -439,7 +444,7 @@ def _generated(mro: _Mro) -> _Arguments:
 
 
 def _attributes(mro: _Mro) -> dict[str, Any]:
-    """Class attributes that are literals, or refer to something by name; the nearest class wins."""
+    """What classes bind: literals, references, and MISSING for methods and whatever is computed; the nearest wins."""
     found: dict[str, Any] = {}
     for cls in reversed(mro):
 
@@ -449,7 +454,7 @@ def _attributes(mro: _Mro) -> dict[str, Any]:
         for name, bindings in cls.body.items():
             value = bindings[0].value
             found[name] = literal_of(value, refer) if isinstance(value, ast.expr) and len(bindings) == 1 else MISSING
-    return {name: value for name, value in found.items() if value is not MISSING and not name.startswith("__")}
+    return {name: value for name, value in found.items() if not name.startswith("__")}
 
 
 def _called_name(node: ast.expr) -> str:

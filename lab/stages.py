@@ -23,13 +23,15 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lab import artifact, recipe, report, run, trainer
-from lab.build import Builder, check_types
+from lab.build import Builder
 from lab.callbacks import Reports
 from lab.check import check, component
 from lab.document import Place, Problem, RecipeError
+from lab.errors import UserError
 from lab.plan import Component, From, Plan, Stage
 from lab.registry import allow
 from lab.run import Run
+from lab.types import check_types
 
 DEFAULT_CALLBACKS = ("progress", "checkpoints", "profile")
 """The callbacks that every stage has unless its recipe says ``null``."""
@@ -122,7 +124,7 @@ def _run_stage(this: Run, plan: Plan, name: str, *, smoke: bool, imports: Sequen
         this.record("failed", {name: {"status": "failed", "error": message, "parents": plan.stages[name].parents}})
         if isinstance(cause, RecipeError):
             raise
-        said = message if isinstance(cause, ValueError | OSError) else f"{type(cause).__name__}: {message}"
+        said = message if isinstance(cause, ValueError | OSError | UserError) else f"{type(cause).__name__}: {message}"
         raise StageFailed(f"stage {name}: {said}") from cause
 
 

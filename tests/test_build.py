@@ -9,9 +9,10 @@ from torch.optim import SGD
 
 from lab import RecipeError
 from lab.api import load_recipe
-from lab.build import Builder, check_types
+from lab.build import Builder
 from lab.check import component
 from lab.document import Place
+from lab.types import check_types
 
 HERE = Place("a test")
 

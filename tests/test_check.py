@@ -14,10 +14,12 @@ from lightning.pytorch import LightningDataModule
 from torch import nn
 
 from lab import recipe, registry
+from lab.api import load_recipe
 from lab.batch import Episodes
 from lab.check import check, component
 from lab.document import Place, RecipeError
 from lab.plan import Component, From
+from lab.types import check_types
 
 RECIPE = """\
 seed: 0
@@ -464,3 +466,23 @@ class TestNothingIsImported:
         status, names = self.modules_after(RECIPE, "show", "recipe.yaml")
         assert status == 0
         assert not names & {"torch", "lightning", "pydantic", "numpy"}
+
+
+def test_facts_that_only_running_tells_are_waited_for(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "from lab.datamodules.digits import Digits\n\nclass More(Digits):\n    facts = (*Digits.facts, 'extra')\n"
+    (own_folder / "more_digits.py").write_text(source)
+    monkeypatch.syspath_prepend(str(own_folder))
+    recipe = {"data": "more_digits.More", "module": {"name": "supervised", "network": "mlp"}}
+    stage = load_recipe(recipe, imports=["more_digits"]).stages["main"]
+    assert stage.module.filled["objective"] == "the data"
+
+
+def test_functions_are_not_named_in_full(own_folder: Path) -> None:
+    recipe = {
+        "data": "digits",
+        "module": {"name": "supervised", "network": {"name": "os.system", "command": "touch x"}},
+    }
+    plan = load_recipe(recipe, imports=["os"])
+    with pytest.raises(RecipeError, match=r"os\.system is no class: --import allows a package's classes only"):
+        check_types(plan)
+    assert not (own_folder / "x").exists()

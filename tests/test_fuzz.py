@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lab import document, recipe
-from lab.build import check_types
 from lab.check import check
 from lab.document import RecipeError
+from lab.types import check_types
 
 EVERYTHING = """\
 description: every sort of thing that a recipe has

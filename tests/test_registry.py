@@ -12,11 +12,11 @@ from plugins.install import install, run
 from torch import nn
 
 from lab import registry
-from lab.build import check_types
 from lab.check import check, read_signature
 from lab.document import RecipeError
 from lab.recipe import load
 from lab.registry import KINDS, BrokenPlugin, DuplicateName, Entry, UnknownName
+from lab.types import check_types
 
 ROOT = Path(__file__).parent.parent
 OWN = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
@@ -291,7 +291,7 @@ def test_what_is_installed_is_what_pyproject_says() -> None:
 
 @pytest.mark.parametrize("entry", OWN_ENTRIES, ids=lambda entry: f"{entry.kind}-{entry.name}")
 def test_an_own_entry_loads_and_is_of_its_kind(entry: Entry) -> None:
-    from lab.build import _class
+    from lab.types import named_class
 
     try:
         target = entry.load()
@@ -301,16 +301,16 @@ def test_an_own_entry_loads_and_is_of_its_kind(entry: Entry) -> None:
         raise
     assert callable(target)
     if isinstance(target, type):
-        assert issubclass(target, _class(KINDS[entry.kind].base))
+        assert issubclass(target, named_class(KINDS[entry.kind].base))
 
 
 @pytest.mark.parametrize(
     "kind", [kind.name for kind in KINDS.values() if kind.base and kind.name in {e.kind for e in OWN_ENTRIES}]
 )
 def test_a_kinds_base_is_a_class(kind: str) -> None:
-    from lab.build import _class
+    from lab.types import named_class
 
-    assert _class(KINDS[kind].base) is not object
+    assert named_class(KINDS[kind].base) is not object
 
 
 @pytest.mark.parametrize(

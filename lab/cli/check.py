@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     for source in options.recipes:
         try:
             plan = check(recipe.load(source))
-            from lab.build import check_types
+            from lab.types import check_types
 
             check_types(plan)
         except RecipeError as error:

@@ -1,0 +1,253 @@
+"""Types and ranges: what is wrong with a plan's values, told before anything is built or written.
+
+Every class that the plan names is imported. Values are held against annotations; optimizers, schedulers and the
+Trainer, which check their ranges when they are built, are built once for nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lab.annotations import UNSAYABLE, annotations_of, hints_of, is_path, one_line, refusal, typed
+from lab.check import once, slot, wanted
+from lab.document import Node, Problem, RecipeError
+from lab.optimization import given_steps
+from lab.plan import Component, Plan, Stage, Value
+from lab.ranges import Count, NonNegative, Whole
+from lab.recipe import ONLY_STAGE, shown
+from lab.registry import KINDS, BrokenPlugin, nearest
+
+TRAINER_RANGES: dict[str, Any] = {
+    "accumulate_grad_batches": Count,
+    "check_val_every_n_epoch": Count | None,
+    "gradient_clip_val": NonNegative | None,
+    "log_every_n_steps": Whole | None,
+    "num_nodes": Count,
+}
+"""What Lightning's Trainer takes without a word, and then divides by zero or trains uphill."""
+
+
+def check_types(plan: Plan) -> None:
+    """Import every class that a plan names, and check every argument's type and range.
+
+    Raises:
+        RecipeError: every problem, with its place.
+    """
+    problems: list[Problem] = []
+    for stage in plan.stages.values():
+        for component in stage.components():
+            if isinstance(component, Component):
+                problems += _problems(component, _key(stage, component.path))
+        problems += _trainer_problems(stage, _key(stage, ("trainer",)))
+    if problems:
+        raise RecipeError(once(problems))
+
+
+def _key(stage: Stage, path: tuple[str, ...]) -> str:
+    prefix = ("stages", stage.name) if stage.name != ONLY_STAGE else ()
+    return ".".join((*prefix, *path))
+
+
+def _problems(component: Component, key: str) -> Iterator[Problem]:
+    """What is wrong with one component's own arguments; its children are looked at for themselves."""
+    kind = KINDS[component.kind]
+    try:
+        target = component.entry.load()
+    except BrokenPlugin as cause:
+        yield Problem(component.place, key, str(cause))
+        return
+    if component.entry.dotted and not isinstance(target, type):
+        yield Problem(component.place, key, f"{component.name} is no class: --import allows a package's classes only")
+        return
+    if not callable(target):
+        yield Problem(component.place, key, f"{_whose(component)} is no class or function")
+        return
+    if isinstance(target, type) and kind.base and not issubclass(target, named_class(kind.base)):
+        yield Problem(component.place, key, f"{_whose(component)} is no {kind.base}")
+        return
+    hints = hints_of(component)
+    sound = True
+    for name, value in component.arguments.items():
+        if isinstance(value, Node) and name in hints and not (is_path(hints[name]) and isinstance(value.value, str)):
+            _, problem = typed(hints[name], value.plain())
+            if problem:
+                sound = False
+                yield Problem(value.place, f"{key}.{name}", _not_typed(component, name, problem, value))
+        for child in _children(value):
+            if isinstance(child, Node):
+                said = [typed(each, child.plain())[1] for each in _classes(hints.get(name))]
+                if said and all(said):
+                    sound = False
+                    yield Problem(child.place, f"{key}.{name}", _not_typed(component, name, str(said[0]), child))
+            elif (wrong := _wrong_class(child, hints.get(name))) is not None:
+                yield Problem(child.place, f"{key}.{name}", wrong)
+    if sound and kind.factory:
+        yield from _refused(component, target, key)
+
+
+def _not_typed(component: Component, name: str, problem: str, value: Node) -> str:
+    """A wrong type in words; where a component or a type that YAML has not is wanted, pydantic's mean nothing."""
+    parameter = component.signature.parameters.get(name)
+    if problem in (UNSAYABLE, "should be callable", "should be a list") and parameter is not None:
+        if kind := slot(parameter):
+            problem = f"expected {wanted(kind)}"
+        elif problem == UNSAYABLE:
+            problem = f"a recipe cannot say {parameter.annotation}"
+    return f"{problem}, got {shown(value.plain())}"
+
+
+def _whose(component: Component) -> str:
+    return f"{component.name} of package {component.entry.package} ({component.entry.target})"
+
+
+def _children(value: Value) -> Iterator[Component | Node]:
+    """The components in a value, and what stands beside them in its lists and mappings."""
+    if isinstance(value, Component):
+        yield value
+    elif isinstance(value, list | dict):
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from [child] if isinstance(child, Node) else _children(child)
+
+
+def _wrong_class(child: Component, hint: Any) -> str | None:
+    """Why a component's class does not fit a slot that wants a more special one; None where it may fit."""
+    try:
+        target = child.entry.load()
+    except BrokenPlugin:
+        return None
+    wanted = [c for c in _classes(hint) if c is not type(None)]
+    if child.frozen or KINDS[child.kind].factory or not isinstance(target, type) or not wanted:
+        return None
+    if any(_may_be(target, c) for c in wanted):
+        return None
+    return f"{child.name} is no {' or '.join(dict.fromkeys(c.__name__ for c in wanted))}"
+
+
+def _may_be(target: type, wanted: type) -> bool:
+    try:
+        return issubclass(target, wanted)
+    except TypeError:  # a protocol with attributes
+        return True
+
+
+def _classes(hint: Any) -> list[type]:
+    if isinstance(hint, type) and not typing.get_args(hint):
+        return [hint]
+    return [c for argument in typing.get_args(hint) for c in _classes(argument)]
+
+
+def _refused(component: Component, target: Any, key: str) -> Iterator[Problem]:
+    """What an optimizer or scheduler says to its arguments, tried on one parameter: it checks their ranges."""
+    hints = hints_of(component)
+    values = {name: value for name, value in component.arguments.items() if isinstance(value, Node)}
+    if len(values) < len(component.arguments):
+        return
+    arguments = {name: typed(hints.get(name), value.plain())[0] for name, value in values.items()}
+    parameters = component.signature.parameters
+    needed = [name for name in arguments if name in parameters and parameters[name].required]
+
+    def make(**arguments: Any) -> None:
+        weights = [torch.nn.Parameter(torch.zeros(1))]
+        if component.kind == "optimizers":
+            target(weights, **arguments)
+        elif component.kind == "schedulers":
+            optimizer = torch.optim.SGD(weights, lr=0.1)
+            scheduler = target(optimizer, **given_steps(target, arguments, 1000), **arguments)
+            if type(scheduler).step is torch.optim.lr_scheduler.LRScheduler.step:
+                optimizer.step()
+                scheduler.step()  # only now do some divide by what they were given
+
+    for name, cause in _blamed(make, arguments, needed):
+        place = values[name].place if name else component.place
+        yield Problem(place, f"{key}.{name}" if name else key, refusal(component, cause))
+
+
+def _blamed(
+    make: Callable[..., None], arguments: Mapping[str, Any], needed: Sequence[str] = ()
+) -> Iterator[tuple[str | None, Exception]]:
+    """What a call raises, each time with the argument without which it would not; None where no one argument is.
+
+    Args:
+        needed: arguments that the call fails without.
+    """
+    left = dict(arguments)
+    while (cause := _raised(make, left)) is not None:
+        said = one_line(cause)
+        named = [name for name, value in left.items() if name in said or str(value) in said]
+        tried = [name for name in dict.fromkeys([*named, *left]) if name not in needed]
+        without = {name: {k: v for k, v in left.items() if k != name} for name in tried}
+        healing = (name for name in tried if one_line(_raised(make, without[name])) != said)
+        name = next(healing, named[0] if named else None)
+        if len(left) == len(arguments) or name in named:  # a later one may be for want of what was taken away
+            yield name, cause
+        if name is None or name in needed:
+            return
+        del left[name]
+
+
+def _raised(make: Callable[..., None], arguments: Mapping[str, Any]) -> Exception | None:
+    try:
+        make(**arguments)
+    except Exception as cause:  # anyone's constructor
+        return cause
+    return None
+
+
+@functools.cache
+def named_class(dotted: str) -> type:
+    """The class of a dotted name; ``object`` where there is none, as of a package that is not installed."""
+    module, _, attribute = dotted.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError):
+        return object
+    return found if isinstance(found, type) else object
+
+
+def _trainer_problems(stage: Stage, key: str) -> Iterator[Problem]:
+    """What Lightning's Trainer says to the recipe's arguments: one that is never used is built of them."""
+    from lightning.pytorch import Trainer
+
+    from lab.trainer import quiet
+
+    hints = annotations_of("lightning.pytorch.trainer.trainer:Trainer")
+    sound = True
+    names = _trainer_names()
+    for name, value in stage.trainer.mapping.items():
+        _, problem = typed(TRAINER_RANGES.get(name, hints.get(name)), value.plain())
+        if problem:
+            problem = f"{problem}, got {shown(value.plain())}"
+        elif isinstance(value.value, str) and name in names and value.value.lower() not in names[name]:
+            problem = f"no {name} named '{value.value}'{nearest(value.value, names[name])}"
+        if problem:
+            sound = False
+            yield Problem(value.place, f"{key}.{name}", problem)
+    if not sound:
+        return
+
+    def make(**arguments: Any) -> None:
+        with quiet():
+            Trainer(**arguments, logger=False, enable_checkpointing=False)
+
+    for blamed, cause in _blamed(make, stage.trainer.plain()):
+        place = stage.trainer.mapping[blamed].place if blamed else stage.trainer.place
+        yield Problem(place, f"{key}.{blamed}" if blamed else key, one_line(cause))
+
+
+@functools.cache
+def _trainer_names() -> dict[str, set[str]]:
+    """The names that the Trainer's arguments know."""
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    return {
+        "strategy": {"auto", *StrategyRegistry.available_strategies()},
+        "accelerator": {"auto", "gpu", *AcceleratorRegistry.available_accelerators()},
+        "profiler": {"simple", "advanced", "pytorch", "xla"},
+    }
