@@ -128,6 +128,16 @@ def read(target: str) -> Signature:
         return replace(_nothing(target), reason=f"{target} is nested too deeply, or refers to itself")
 
 
+def summary(target: str) -> tuple[str, str]:
+    """The docstring of ``package.module:Class``, and why it cannot be read; without its bases, which a list needs not."""
+    module, _, path = target.partition(":")
+    try:
+        found = unaliased(lookup(read_module(module), path))
+    except (Unreadable, RecursionError) as why:
+        return "", str(why)
+    return _doc(found), ""
+
+
 def inspected(obj: Any, target: str) -> Signature:
     """The same from a live class or function without a source file, a notebook's: what ``inspect`` can tell.
 

@@ -48,14 +48,15 @@ def run(options: argparse.Namespace) -> int:
 
 def _rows(only: str | None) -> list[dict[str, str]]:
     """What there is, by kind and name; the recipes that come with lab last."""
-    from lab.check import read_signature
     from lab.recipe import bundled
+    from lab.signature import summary
 
     rows = []
     for entry in [entry for kind in KINDS.values() if only in (None, kind.name) for entry in kind.entries()]:
-        signature = read_signature(entry)
-        known = signature.doc.partition("\n")[0] or entry.target
-        about = known if signature.known else f"cannot be read: {signature.reason}"
+        doc, unreadable = summary(entry.target)
+        if unreadable and entry.loaded is not None:  # a notebook's
+            doc, unreadable = entry.loaded.__doc__ or "", ""
+        about = f"cannot be read: {unreadable}" if unreadable else doc.strip().partition("\n")[0] or entry.target
         rows.append({"kind": entry.kind, "name": entry.name, "package": entry.package, "about": about})
     for name, path in bundled().items() if only in (None, "recipes") else ():
         about = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
