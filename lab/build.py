@@ -113,13 +113,13 @@ class Builder:
             if name in available:
                 value = available[name]
                 is_name = isinstance(value, str) and name in self.facts and f"{name}s" in KINDS
-                filled[name] = self._named(f"{name}s", value, component) if is_name else value
+                filled[name] = self._named(f"{name}s", value) if is_name else value
             elif component.signature.parameters[name].required and not KINDS[component.kind].factory:
                 message = f"{component.name} needs the argument '{name}', and {source} does not give it"
                 raise RecipeError([Problem(component.place, ".".join(component.path), message)])
         return filled
 
-    def _named(self, kind: str, name: str, parent: Component) -> Any:
+    def _named(self, kind: str, name: str) -> Any:
         found = find_component(kind, {"name": name}, Place("the data's facts"), list(self.facts))
         return self.build(found)
 

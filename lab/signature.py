@@ -129,7 +129,7 @@ def read(target: str) -> Signature:
 
 
 def summary(target: str) -> tuple[str, str]:
-    """The docstring of ``package.module:Class``, and why it cannot be read; without its bases, which a list needs not."""
+    """The docstring of ``package.module:Class``, and why it cannot be read; its bases are left alone."""
     module, _, path = target.partition(":")
     try:
         found = unaliased(lookup(read_module(module), path))

@@ -160,13 +160,30 @@ def test_a_run_holds_what_its_contract_says() -> None:
     assert json.loads((run.stage("student") / "results.json").read_text()) == student
 
 
-def test_the_tested_weights_are_the_chosen_ones() -> None:
-    run = fit(recipe(teacher=TEACHER))
-    saved = torch.load(run.stage("teacher") / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-    assert same({key.removeprefix("network."): value for key, value in saved.items()}, weights(run, "teacher"))
+def test_the_kept_and_tested_weights_are_the_chosen_ones() -> None:
+    worst = {"progress": None, "profile": None, "checkpoints": {"monitor": "val/accuracy", "mode": "min"}}
+    run = fit({**recipe(teacher=TEACHER), "callbacks": worst, "trainer": {"max_epochs": 4}})
+    best, last = (
+        torch.load(run.stage("teacher") / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+        for name in ("best", "last")
+    )
+    kept = weights(run, "teacher")
+    assert same({key.removeprefix("network."): value for key, value in best.items()}, kept)
+    assert not same({key.removeprefix("network."): value for key, value in last.items()}, kept)
     rows = list(csv.DictReader((run.stage("teacher") / "metrics.csv").read_text().splitlines()))
-    best = max(float(row["val/accuracy"]) for row in rows if row.get("val/accuracy"))
-    assert run.results["stages"]["teacher"]["metrics"]["val/accuracy"] == pytest.approx(best)
+    worst_accuracy = min(float(row["val/accuracy"]) for row in rows if row.get("val/accuracy"))
+    metrics = run.results["stages"]["teacher"]["metrics"]
+    assert metrics["val/accuracy"] == pytest.approx(worst_accuracy)
+    built, trainer = open_stage(run, "teacher")
+    again = trainer.test(built.module, datamodule=built.data, verbose=False)[0]
+    assert metrics["test/accuracy"] == pytest.approx(again["test/accuracy"])
+
+
+def test_what_only_watches_changes_nothing() -> None:
+    dropout = {"module": {"name": "supervised", "network": {"name": "mlp", "hidden": [8], "dropout": 0.5}, **OWN}}
+    watched = {"callbacks": {"learning_rate": {"logging_interval": "epoch"}}, "logger": {"name": "csv"}}
+    one, other = fit(recipe(control=dropout)), fit(recipe(control={**dropout, **watched}))
+    assert same(weights(one, "control"), weights(other, "control"))
 
 
 def test_a_finished_run_is_tested_again_to_the_same_figures(capsys: pytest.CaptureFixture[str]) -> None:
