@@ -293,12 +293,7 @@ def test_what_is_installed_is_what_pyproject_says() -> None:
 def test_an_own_entry_loads_and_is_of_its_kind(entry: Entry) -> None:
     from lab.types import named_class
 
-    try:
-        target = entry.load()
-    except BrokenPlugin as cause:
-        if "pip install 'lightning-lab[" in str(cause):
-            pytest.skip(str(cause))
-        raise
+    target = entry.load()
     assert callable(target)
     if isinstance(target, type):
         assert issubclass(target, named_class(KINDS[entry.kind].base))
