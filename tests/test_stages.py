@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from lab import RecipeError, Run, fit
 from lab.api import load_recipe
 from lab.artifact import ArtifactError
+from lab.assemble import build, open_stage
 from lab.cli import main
-from lab.stages import StageFailed, build, open_stage
+from lab.stages import StageFailed
 
 OWN = {"optimizer": {"name": "adam", "lr": 0.01}}
 TEACHER = {"module": {"name": "supervised", "network": {"name": "convnet", "width": 4}, **OWN}}

@@ -57,9 +57,9 @@ def opened(options: argparse.Namespace) -> tuple[Any, str | None, Any, Any]:
     for package in options.imports:
         allow(package)
 
-    from lab import stages
+    from lab.assemble import open_stage
 
-    built, trainer = stages.open_stage(this, name, options.overrides)
+    built, trainer = open_stage(this, name, options.overrides)
     return this, built.stage.name, built, trainer
 
 

@@ -1,0 +1,168 @@
+"""A stage's objects: its data and module, built for training, or with the weights of a finished run.
+
+Here ``{from: ...}`` becomes a network: of another stage of the run, or of another run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import nn
+
+from lab import artifact, recipe, run, trainer
+from lab.build import Builder
+from lab.check import check, component
+from lab.document import Place, Problem, RecipeError
+from lab.plan import Component, From, Plan, Stage
+from lab.run import Run
+from lab.types import check_types
+
+
+@dataclass
+class Built:
+    """The objects of one stage."""
+
+    stage: Stage
+    builder: Builder
+    module: LightningModule
+    data: LightningDataModule | None
+
+    @property
+    def network(self) -> nn.Module:
+        """What the stage gives to others: the module's ``network`` if it is the one it was given, else the module."""
+        network = getattr(self.module, "network", None)
+        as_given = network is self.builder.made.get(("module", "network"))
+        return network if isinstance(network, nn.Module) and as_given else self.module
+
+    @property
+    def description(self) -> artifact.Description:
+        """What :attr:`network` is: enough to build it again without the recipe or the data."""
+        described = self.stage.module.arguments.get("network")
+        if self.network is self.module or not isinstance(described, Component | From):
+            return artifact.Description("modules", self.builder.spec(self.stage.module), self.builder.facts)
+        kind = "modules" if isinstance(self.network, LightningModule) else "networks"
+        return artifact.Description(kind, self.builder.spec(described), self.builder.facts)
+
+
+def build(stage: Stage, this: Run | None = None, facts: Mapping[str, Any] | None = None) -> Built:
+    """A stage's data and module, the data's facts filled in.
+
+    Args:
+        this: the run that ``{from: stage}`` looks into.
+        facts: instead of the data's own: those of the data that the stage was trained on.
+    """
+    builder = Builder(stage.seed, lambda reference, facts: fetch(reference, facts, this))
+    data = builder.build(stage.data) if stage.data is not None else None
+    if facts is not None:
+        builder.facts = dict(facts)
+    elif data is not None and (names := tuple(getattr(data, "facts", ()))):
+        data.prepare_data()
+        data.setup("fit")
+        builder.facts = {name: value for name in names if (value := getattr(data, name, None)) is not None}
+    return Built(stage, builder, builder.build(stage.module), data)
+
+
+def fetch(reference: From, facts: Mapping[str, Any], this: Run | None) -> tuple[nn.Module, dict[str, Any]]:
+    """The network that a ``{from: ...}`` means, with its specification.
+
+    Raises:
+        ArtifactError: there is none, or not of that kind.
+    """
+    folder = _source(reference, this)
+    saved = artifact.describe(folder)
+    kind, spec = saved.kind, saved.component
+    reset = reference.head == "reset"
+    if reset:
+        spec = {**spec, "num_classes": facts.get("num_classes", spec.get("num_classes"))}
+    place = Place(str(folder / artifact.DESCRIPTION), is_file=True)
+    network: nn.Module = Builder(0).build(component(kind, spec, place))
+    weights: Any = folder / artifact.WEIGHTS
+    if reference.checkpoint == "last":
+        state = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+        prefix = "network." if all(f"network.{key}" in state for key in network.state_dict()) else ""
+        weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if reset and not hasattr(network, "head"):
+        raise artifact.ArtifactError(
+            f"{reference.place}: head: reset needs a network with a `head`; {spec['name']} has none"
+        )
+    artifact.load_weights(network, weights, except_for=("head.",) if reset else ())
+    return network, spec
+
+
+def _source(reference: From, this: Run | None) -> Path:
+    """The folder of the stage that a reference names."""
+    if "/" not in reference.source:
+        if this is None:
+            raise artifact.ArtifactError(f"{reference.place}: there is no run to take '{reference.source}' from")
+        return this.stage(reference.source)
+    found, name = run.locate(reference.source, reference.folder)
+    stages = list(found.results["stages"])
+    if name is None and len(stages) != 1:
+        raise artifact.ArtifactError(
+            f"{reference.place}: {reference.source} has the stages {', '.join(stages)}: name one"
+        )
+    return found.stage(name or stages[0])
+
+
+def open_stage(this: Run, name: str | None, overrides: Sequence[str] = ()) -> tuple[Built, Trainer]:
+    """A finished stage with its network's weights, and a trainer that writes nothing, for use.
+
+    Args:
+        name: the stage; the last one where it is left out.
+        overrides: ``data.path=value`` each: other data, or the same with other arguments.
+
+    Raises:
+        RecipeError: an override is wrong, or names something else than the data.
+        ArtifactError: the stage has not finished.
+    """
+    wrong = [text for text in overrides if not text.startswith(("data.", "data=", "trainer.", "trainer="))]
+    if wrong:
+        raise RecipeError(
+            [Problem(Place(f"override {wrong[0]}"), "", "of a finished run only data and trainer can change")]
+        )
+    plan = check(recipe.load(this.recipe, overrides))
+    name = name or list(plan.stages)[-1]
+    check_types(Plan(plan.name, plan.description, {name: plan.stages[name]}))
+    with trainer.quiet():
+        built = build(plan.stages[name], this, artifact.describe(this.stage(name)).facts)
+        _load(built, this)
+        arguments = {key: value for key, value in plan.stages[name].trainer.plain().items() if key in _EVALUATION}
+        lightning = Trainer(
+            **arguments, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, use_distributed_sampler=False, default_root_dir=this.stage(name),
+        )  # fmt: skip
+    return built, lightning
+
+
+def _load(built: Built, this: Run) -> None:
+    """Give a finished stage its weights: its network's, and from the checkpoint what its module learnt beside it."""
+    name = built.stage.name
+    artifact.load_weights(built.network, this.stage(name) / artifact.WEIGHTS)
+    inside = {id(tensor) for tensor in built.network.state_dict(keep_vars=True).values()}
+    own = built.module.state_dict(keep_vars=True)
+    beside = {key for key, tensor in own.items() if id(tensor) not in inside}
+    if not beside:
+        return
+    chosen = this.results["stages"][name]["checkpoint"]
+    if chosen is None:
+        raise artifact.ArtifactError(
+            f"{this.id}/{name}: {min(beside)} is not in its network, and no checkpoint was kept that has it"
+        )
+    saved = torch.load(this.folder / chosen, map_location="cpu", weights_only=True)["state_dict"]
+    weights = {key: saved.get(key) if key in beside else tensor for key, tensor in own.items()}
+    artifact.load_weights(built.module, {key: tensor for key, tensor in weights.items() if tensor is not None})
+
+
+_EVALUATION = (
+    "accelerator",
+    "devices",
+    "precision",
+    "limit_test_batches",
+    "limit_val_batches",
+    "limit_predict_batches",
+)
