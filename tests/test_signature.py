@@ -116,29 +116,11 @@ def test_reading_imports_neither_torch_nor_lightning() -> None:
             found = read(target)
             assert found.known, found.reason
             assert all(isinstance(parameter.names, tuple) for parameter in found.parameters.values())
-        heavy = {"torch", "lightning", "torchmetrics", "numpy"} & set(sys.modules)
-        assert not heavy, heavy
-    """
-    root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=root)
-
-
-def test_the_trainer_and_six_classes_take_a_fraction_of_a_second() -> None:
-    code = """
-        import time
-        from lab.signature import read
-        start = time.process_time()
-        for target in [
-            "lightning.pytorch.trainer.trainer:Trainer", "lightning.pytorch:LightningModule", "torch.optim:AdamW",
-            "torch.optim.lr_scheduler:CosineAnnealingLR", "lightning.pytorch.loggers.tensorboard:TensorBoardLogger",
-            "lightning.pytorch.callbacks.early_stopping:EarlyStopping", "torch.nn:Conv2d",
-        ]:
-            assert read(target).known
-        print(time.process_time() - start)
+        print(sorted({"torch", "lightning", "torchmetrics", "numpy"} & set(sys.modules)))
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    runs = [subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1]) for _ in range(2)]
-    assert min(float(run.stdout) for run in runs) < 0.5  # 0.08 s on two idle cores; importing them takes 5 s
+    ended = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert ended.stdout.strip() == "[]"
 
 
 def test_kwargs_to_super_bring_the_bases_arguments_but_those_bound_in_the_call(write: Write) -> None:
