@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
 
 UNLABELLED = -1
@@ -44,7 +43,7 @@ class Labelled:
     def __getitem__(self, which: Tensor | slice) -> Labelled:
         """The samples that a mask, indices or a slice choose."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Labelled(**{k: v[which] if isinstance(v, Tensor) and v.ndim else v for k, v in parts.items()})
+        return Labelled(**{k: v[which] if v is not None and v.ndim else v for k, v in parts.items()})
 
     @property
     def labelled(self) -> Tensor:
@@ -93,11 +92,3 @@ class Rollout:
     rewards: Tensor
     terminated: Tensor
     truncated: Tensor
-
-
-class Transform(Protocol):
-    """A function of a batch of inputs, ``[B, ...]`` to ``[B, ...]``, its randomness from ``generator`` alone."""
-
-    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """The transformed inputs."""
-        ...

@@ -191,7 +191,7 @@ optimizers = Kind(
     factory=True,
     later=1,
 )
-transforms = Kind("transforms", "torch.nn.Module", ("lab.batch.Transform",))
+transforms = Kind("transforms", "", ("lab.transforms.Transform",))
 environments = Kind("environments", "gymnasium.Env", ("gymnasium.Env",), factory=True)
 
 KINDS: dict[str, Kind] = {

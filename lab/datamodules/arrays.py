@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lab.batch import UNLABELLED, Labelled
-from lab.datamodules.loader import Batches
-from lab.datamodules.memory import InMemory, Splits
+from lab.datamodules.labelled import LabelledData
+from lab.datamodules.loader import Loader
 from lab.ranges import checked
 
 
-class Arrays(InMemory):
+class Arrays(LabelledData):
     """The arrays ``inputs`` and ``targets`` of an ``.npz`` file.
 
     Training, validation and test get their parts of the labelled samples; samples without a label are for training.
@@ -41,15 +41,15 @@ class Arrays(InMemory):
     """
 
     @checked
-    def __init__(self, path: Path, **memory: Any) -> None:
-        super().__init__(**memory)
+    def __init__(self, path: Path, **labelled: Any) -> None:
+        super().__init__(**labelled)
         self.path = path
 
-    def load(self) -> Splits:
-        """The file's samples, split."""
-        return self.split(self._samples())
+    def load(self) -> Labelled:
+        """The file's samples."""
+        return self._samples()
 
-    def predict_dataloader(self) -> Batches:
+    def predict_dataloader(self) -> Loader:
         """Every sample of the file, in its order."""
         return self._batches(self._samples(), self.eval_batch_size)
 
@@ -89,9 +89,7 @@ def _inputs(array: NDArray[Any], path: Path) -> Tensor:
             f"{path}: inputs must be numbers, [N, C, H, W] or [N, H, W] images or [N, F] vectors, "
             f"got {array.dtype} {array.shape}"
         )
-    inputs = torch.from_numpy(array.astype(np.float32))
-    if array.dtype == np.uint8:
-        inputs /= 255
+    inputs = torch.from_numpy(array if array.dtype == np.uint8 else array.astype(np.float32))
     if not inputs.isfinite().all():
         raise ValueError(f"{path}: {int((~inputs.isfinite()).sum())} values of inputs are not finite numbers")
     return inputs.unsqueeze(1) if inputs.ndim == 3 else inputs

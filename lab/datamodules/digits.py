@@ -9,16 +9,16 @@ from __future__ import annotations
 import torch
 
 from lab.batch import Labelled
-from lab.datamodules.memory import InMemory, Splits
+from lab.datamodules.labelled import LabelledData
 
 
-class Digits(InMemory):
+class Digits(LabelledData):
     """1,797 images ``(1, 8, 8)`` in [0, 1] of ten digits: 1,258 to train on, 180 to validate, 359 to test."""
 
-    def load(self) -> Splits:
-        """scikit-learn's digits, split."""
+    def load(self) -> Labelled:
+        """scikit-learn's digits."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         images = torch.from_numpy(digits.images).float() / 16
-        return self.split(Labelled(images.unsqueeze(1), torch.from_numpy(digits.target)))
+        return Labelled(images.unsqueeze(1), torch.from_numpy(digits.target))

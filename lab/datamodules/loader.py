@@ -1,4 +1,4 @@
-"""Batches cut from tensors in memory, in an order that only the seed and the epoch decide.
+"""Batches in an order that only the seed and the epoch decide: cut from tensors in memory, or read by workers.
 
 The order of epoch e is ``torch.randperm`` on a generator seeded by a BLAKE2b hash of (seed, e): neighbouring seeds and
 epochs have nothing in common, and no global random state is read or moved. Batch k is positions [kbw, (k+1)bw) of that
@@ -9,12 +9,16 @@ batches of b/w together see what one process with batches of b sees, step by ste
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lab.batch import Labelled
+from lab.transforms import Augmentation
 
 
 def seeded(*key: int | str) -> torch.Generator:
@@ -23,8 +27,85 @@ def seeded(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
-class Batches:
-    """A loader that slices or ``index_select``s tensors, and that can be stopped after any batch and gone on with.
+class Request(NamedTuple):
+    """The samples of one batch, and of the batch that it is blended with.
+
+    Args:
+        positions: ``[B]`` in the samples.
+        rounds: ``[B]`` how often the epoch has been through all samples before.
+        partners: the same two of as many samples, where other processes have them.
+    """
+
+    epoch: int
+    positions: Tensor
+    rounds: Tensor
+    partners: tuple[Tensor, Tensor] | None = None
+
+
+class Reader:
+    """Makes batches of requests: takes the samples, makes pixels numbers in [0, 1], augments.
+
+    Args:
+        samples: what is served; batches carry its ``index``, or where it has none the position in it.
+        augmentation: what happens to the inputs.
+    """
+
+    def __init__(self, samples: Labelled, augmentation: Augmentation | None = None) -> None:
+        self.samples = samples
+        self.index = torch.arange(len(samples)) if samples.index is None else samples.index
+        self.augmentation = augmentation
+
+    @property
+    def plain(self) -> bool:
+        """Whether the samples are served as they are."""
+        return self.augmentation is None and self.samples.inputs.dtype != torch.uint8
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a sample needs a partner."""
+        return self.augmentation is not None and bool(self.augmentation.mixings)
+
+    def select(self, chosen: Tensor) -> Labelled:
+        """The samples at ``[B]`` positions, augmented by nothing."""
+        samples, task = self.samples, self.samples.task
+        return Labelled(
+            pixels(samples.inputs.index_select(0, chosen)),
+            samples.targets.index_select(0, chosen),
+            self.index.index_select(0, chosen),
+            task.index_select(0, chosen) if task is not None and task.ndim else task,
+        )
+
+    def __call__(self, request: Request) -> Labelled:
+        """One batch."""
+        batch, augmentation = self.select(request.positions), self.augmentation
+        if augmentation is None:
+            return batch
+        assert batch.index is not None
+        samples = self._named(batch.index, request.rounds)
+        batch.inputs = augmentation.transformed(batch.inputs, samples, request.epoch)
+        if self.mixes:
+            partners = batch.inputs.flip(0), batch.targets.flip(0)
+            if request.partners is not None:
+                positions, rounds = request.partners
+                others = self.select(positions)
+                assert others.index is not None
+                named = self._named(others.index, rounds)
+                partners = augmentation.transformed(others.inputs, named, request.epoch), others.targets
+            mine = batch.inputs, batch.targets
+            batch.inputs, batch.targets = augmentation.mixed(mine, partners, samples, request.epoch)
+        return batch
+
+    def _named(self, index: Tensor, rounds: Tensor) -> Tensor:
+        return index + rounds * len(self.samples)
+
+
+def pixels(inputs: Tensor) -> Tensor:
+    """uint8 as float32 in [0, 1]; everything else as it is."""
+    return inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs
+
+
+class Loader(ABC):
+    """A loader that can be stopped after any batch and gone on with.
 
     What remains of an epoch when its samples don't fill a last global batch is shared as evenly as it goes, every
     process taking the same number of steps and none an empty batch: fewer samples than processes join the batch before.
@@ -40,6 +121,7 @@ class Batches:
         drop_last: leave out what doesn't fill a last global batch.
         rank: of this process.
         world_size: number of processes.
+        augmentation: what happens to the inputs.
 
     Raises:
         ValueError: an epoch would have no batch.
@@ -59,16 +141,16 @@ class Batches:
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        augmentation: Augmentation | None = None,
     ) -> None:
-        self.samples = samples
+        self.reader = Reader(samples, augmentation)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self._index = torch.arange(len(samples)) if samples.index is None else samples.index
         self._among = torch.arange(len(samples)) if among is None else among
-        self._whole = among is None and length is None and not shuffle
+        self._in_order = among is None and length is None and not shuffle
         length = len(self._among) if length is None or not len(self._among) else length
         self._span = batch_size * world_size
         self._steps, rest = divmod(length, self._span)
@@ -82,11 +164,15 @@ class Batches:
             )
         self._epoch, self._batch, self._loaded = 0, 0, False
 
+    @abstractmethod
+    def _serve(self, epoch: int, first: int) -> Iterator[Labelled]:
+        """The batches of an epoch, from its batch ``first`` on."""
+
     def __len__(self) -> int:
         return self._steps
 
     @property
-    def sampler(self) -> Batches:
+    def sampler(self) -> Loader:
         """Where Lightning looks for ``set_epoch``."""
         return self
 
@@ -116,16 +202,27 @@ class Batches:
         # A generator: Lightning calls iter() before set_epoch(), so nothing may be decided before the first next().
         epoch, first = self._epoch, self._batch if self._loaded else 0
         self._loaded = False
-        order = None if self._whole else self._order(epoch)
-        for step in range(first, len(self)):
+        for step, batch in enumerate(self._serve(epoch, first), first):
             last = step + 1 == len(self)
             # Lightning never asks past the last batch, so the turn to the next epoch is taken here, not after the loop.
             self._epoch, self._batch = (epoch + 1, 0) if last else (epoch, step + 1)
-            begin, end = self._share(step)
-            yield self._slice(begin, end) if order is None else self._select(order[begin:end])
+            yield batch
+
+    def _requests(self, epoch: int, first: int) -> Iterator[Request]:
+        """What an epoch asks for, from batch ``first`` on."""
+        order, size = self._order(epoch), len(self._among)
+        elsewhere = self.reader.mixes and self.world_size > 1
+        for step in range(first, len(self)):
+            begin, end = self._share(step, self.rank)
+            partners = None
+            if elsewhere:  # the mirrored samples of the global batch
+                low, high = step * self._span, self._end(step)
+                mirrored = torch.arange(low + high - 1 - begin, low + high - 1 - end, -1)
+                partners = order[mirrored], mirrored // size
+            yield Request(epoch, order[begin:end], torch.arange(begin, end) // size, partners)
 
     def _order(self, epoch: int) -> Tensor:
-        """``[length]`` positions in ``samples``."""
+        """``[length]`` positions in the samples."""
         size = len(self._among)
         rounds = -(-self._length // size)
         if self.shuffle:
@@ -135,23 +232,80 @@ class Batches:
             order = torch.arange(size).repeat(rounds)
         return self._among[order[: self._length]]
 
-    def _share(self, step: int) -> tuple[int, int]:
-        """Begin and end, in the epoch's order, of this process's part of a global batch."""
+    def _share(self, step: int, rank: int) -> tuple[int, int]:
+        """Begin and end, in the epoch's order, of a process's part of a global batch."""
         begin = step * self._span
-        size = (self._length if step + 1 == len(self) else begin + self._span) - begin
-        return begin + size * self.rank // self.world_size, begin + size * (self.rank + 1) // self.world_size
+        size = self._end(step) - begin
+        return begin + size * rank // self.world_size, begin + size * (rank + 1) // self.world_size
+
+    def _end(self, step: int) -> int:
+        """Where, in the epoch's order, a global batch ends."""
+        return self._length if step + 1 == len(self) else (step + 1) * self._span
+
+
+class Batches(Loader):
+    """Slices or ``index_select``s tensors in memory; for the arguments see :class:`Loader`."""
+
+    def _serve(self, epoch: int, first: int) -> Iterator[Labelled]:
+        if self.reader.augmentation is not None:
+            yield from map(self.reader, self._requests(epoch, first))
+            return
+        order = None if self._in_order else self._order(epoch)
+        for step in range(first, len(self)):
+            begin, end = self._share(step, self.rank)
+            yield self._slice(begin, end) if order is None else self.reader.select(order[begin:end])
 
     def _slice(self, begin: int, end: int) -> Labelled:
-        batch = self.samples[begin:end]
+        batch = self.reader.samples[begin:end]
         task = batch.task if batch.task is None else batch.task.clone()
         # Copies, so that a layer that works in place cannot change the data.
-        return Labelled(batch.inputs.clone(), batch.targets.clone(), self._index[begin:end].clone(), task)
+        inputs = batch.inputs.clone() if self.reader.plain else pixels(batch.inputs)
+        return Labelled(inputs, batch.targets.clone(), self.reader.index[begin:end].clone(), task)
 
-    def _select(self, chosen: Tensor) -> Labelled:
-        samples, task = self.samples, self.samples.task
-        return Labelled(
-            samples.inputs.index_select(0, chosen),
-            samples.targets.index_select(0, chosen),
-            self._index.index_select(0, chosen),
-            task.index_select(0, chosen) if task is not None and task.ndim else task,
+
+class Streamed(Loader):
+    """Has samples read, made batches of and augmented by worker processes, ahead of time.
+
+    Args:
+        num_workers: processes; 0 reads in this one.
+        **order: see :class:`Loader`.
+    """
+
+    def __init__(self, samples: Labelled, batch_size: int, *, num_workers: int, **order: Any) -> None:
+        super().__init__(samples, batch_size, **order)
+        self._asked: Iterator[Request] = iter(())
+        self._loader: DataLoader[Labelled] = DataLoader(
+            _Requested(self.reader),  # type: ignore[arg-type]  # any object with __getitem__ serves
+            batch_size=None,
+            sampler=_Asked(self),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # the loader's own seed for workers, which draw nothing
         )
+
+    def _serve(self, epoch: int, first: int) -> Iterator[Labelled]:
+        self._asked = self._requests(epoch, first)
+        yield from self._loader
+
+
+class _Requested:
+    """A reader as the data set that a DataLoader wants."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, request: Request) -> Labelled:
+        return self.reader(request)
+
+
+class _Asked:
+    """The requests of the epoch that is served, as the sampler that a DataLoader wants."""
+
+    def __init__(self, loader: Streamed) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.loader._asked
+
+    def __len__(self) -> int:
+        return len(self.loader)

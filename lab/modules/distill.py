@@ -25,9 +25,6 @@ from lab.modules.supervised import Supervised, Terms
 from lab.objectives.classification import Classification
 from lab.ranges import Fraction, Positive, checked
 
-CACHED_AT_ONCE = 512
-"""How many samples the teachers answer in one call when their answers are cached."""
-
 
 def soft_targets(logits: Sequence[Tensor], temperature: float, weights: Sequence[float]) -> Tensor:
     """The teachers' softened probabilities, averaged.
@@ -124,16 +121,13 @@ class Distill(Supervised):
 
     def on_fit_start(self) -> None:
         """Ask the teachers about every training sample, where its inputs never change."""
-        inputs = getattr(getattr(self.trainer, "datamodule", None), "fixed_train_inputs", None)
+        fixed = getattr(getattr(self.trainer, "datamodule", None), "fixed_train_inputs", None)
+        inputs = fixed() if self.cache and callable(fixed) else None
         self._cached = None
-        if self.cache and isinstance(inputs, Tensor):
+        if inputs is not None:
             precision = self.trainer.precision_plugin
             with precision.forward_context():
-                answers = [
-                    self.ask(precision.convert_input(part.to(self.device)))
-                    for part in torch.split(inputs, CACHED_AT_ONCE)
-                ]
-            self._cached = torch.cat(answers)
+                self._cached = torch.cat([self.ask(precision.convert_input(part.to(self.device))) for part in inputs])
 
     def on_fit_end(self) -> None:
         """Forget the answers: they are the training's alone."""

@@ -148,7 +148,6 @@ class _Counted(nn.Module):
 class _Moving(Digits):
     """Digits whose views are not fixed."""
 
-    @property
     def fixed_train_inputs(self) -> None:
         return None
 

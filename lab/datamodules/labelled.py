@@ -1,39 +1,54 @@
-"""Labelled data that fits in memory: splits, withheld labels, loaders.
+"""Labelled data: splits, folds, withheld labels, augmentation, loaders.
 
-A data set is a subclass with one method, :meth:`InMemory.load`. Splits and withheld labels are decided by
-``split_seed`` alone, the order of training by ``seed`` and the epoch, so that runs with other seeds are judged on the
-same samples.
+A data set is a subclass with one method, :meth:`LabelledData.load`. Splits and withheld labels are decided by
+``split_seed`` alone, the order of training and its augmentation by ``seed`` and the epoch, so that runs with other
+seeds are judged on the same samples.
 """
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
+from annotated_types import Ge
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lab.batch import UNLABELLED, Labelled
 from lab.datamodules.cache import digest
-from lab.datamodules.loader import Batches, seeded
-from lab.ranges import Count, Fraction, checked
+from lab.datamodules.lazy import Lazy
+from lab.datamodules.loader import Batches, Loader, Streamed, pixels, seeded
+from lab.ranges import Count, Fraction, Whole, checked
+from lab.transforms import Augmentation, Transform
+
+READ_AT_ONCE = 512
+"""How many training inputs :meth:`LabelledData.fixed_train_inputs` gives at once."""
 
 
 class Splits(NamedTuple):
-    """The samples to learn from, to select by, and to be judged on."""
+    """Data that come split: the samples to learn from, to select by, and to be judged on; None where there are none."""
 
     train: Labelled
-    val: Labelled
-    test: Labelled
+    val: Labelled | None = None
+    test: Labelled | None = None
 
 
-class InMemory(LightningDataModule, ABC):
-    """Labelled data held as tensors; a subclass says in :meth:`load` what they are.
+class LabelledData(LightningDataModule, ABC):
+    """Labelled data; a subclass says in :meth:`load` what they are.
 
-    Floating-point targets make a regression, whole numbers a classification. After :meth:`setup` the splits are
-    ``train``, ``val`` and ``test``, and the facts are attributes:
+    Inputs are floating point, token ids, or uint8 pixels, which batches give as float32 in [0, 1]; they lie in memory,
+    or are read when they are served (:class:`~lab.datamodules.lazy.Lazy`). Floating-point targets make a regression,
+    whole numbers a classification.
+
+    Splits that the data don't bring are cut from the labelled training samples. With ``folds`` one of as many equal
+    parts of them takes the place of the test split, or, where the data bring a test split of their own, of the
+    validation split.
+
+    After :meth:`setup` the splits are ``train``, ``val`` and ``test``, and the facts are attributes:
 
     - ``num_classes``: classes, or target columns of a regression (timm's word for the outputs of a network);
       None where no sample has a label
@@ -48,12 +63,15 @@ class InMemory(LightningDataModule, ABC):
             ``split_seed`` a smaller choice is part of every larger one. All keep it where this is None.
         val_fraction: part of the labelled samples to validate on; with 0 there is no validation.
         test_fraction: part of the labelled samples to test on.
-        seed: of the order of training; the recipe's ``seed`` where it is left out.
-        split_seed: of the splits, and of which samples keep their label.
+        folds: for cross-validation, the number of parts; None: no cross-validation.
+        fold: which of them, from 0, is held out.
+        transforms: what happens to training inputs, in this order, anew in every epoch.
+        seed: of the order of training and its augmentation; the recipe's ``seed`` where it is left out.
+        split_seed: of the splits and folds, and of which samples keep their label.
         drop_last: leave a last, smaller training batch out.
 
     Raises:
-        ValueError: ``val_fraction`` and ``test_fraction`` exceed 1 together.
+        ValueError: ``val_fraction`` and ``test_fraction`` exceed 1 together; a fold out of range.
     """
 
     yields = Labelled
@@ -66,6 +84,10 @@ class InMemory(LightningDataModule, ABC):
     in_channels: int
     input_shape: tuple[int, ...]
     objective: str | None
+    classes: list[str] | None = None
+    """The classes' names, where the data know them."""
+    num_workers: int = 0
+    """Processes that read what is not in memory."""
 
     @checked
     def __init__(
@@ -76,6 +98,9 @@ class InMemory(LightningDataModule, ABC):
         labels: Count | None = None,
         val_fraction: Fraction = 0.1,
         test_fraction: Fraction = 0.2,
+        folds: Annotated[int, Ge(2)] | None = None,
+        fold: Whole = 0,
+        transforms: tuple[Transform, ...] = (),
         seed: int = 0,
         split_seed: int = 0,
         drop_last: bool = False,
@@ -86,19 +111,24 @@ class InMemory(LightningDataModule, ABC):
                 f"val_fraction={val_fraction} and test_fraction={test_fraction} are more than the whole: "
                 "together they may be 1 at most"
             )
+        if fold >= (folds or 1):
+            raise ValueError(f"fold={fold}, but folds={folds}: it counts from 0" + ("" if folds else "; say folds too"))
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.labels = labels
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+        self.folds = folds
+        self.fold = fold
+        self.transforms = transforms
         self.seed = seed
         self.split_seed = split_seed
         self.drop_last = drop_last
         self._ready = False
 
     @abstractmethod
-    def load(self) -> Splits:
-        """The data: ``self.split(samples)``, or ``Splits`` of data that come split.
+    def load(self) -> Labelled | Splits:
+        """The data: all samples, to be split, or ``Splits`` of data that come split.
 
         Withheld targets are ``UNLABELLED``, or NaN in a regression.
         """
@@ -107,37 +137,48 @@ class InMemory(LightningDataModule, ABC):
         """Load, split and withhold labels, once, whatever the stage.
 
         Raises:
-            ValueError: ``labels`` are more than the training samples that have one.
+            ValueError: ``labels`` or ``folds`` are more than the training samples that have a label.
         """
         if self._ready:
             return
-        splits = Splits(*(_typed(split) for split in self.load()))
+        loaded = self.load()
+        splits = self._cut(loaded if isinstance(loaded, Splits) else Splits(loaded))
         targets = torch.cat([split.targets[_known(split)] for split in splits])
         regression = targets.is_floating_point()
         columns = targets.shape[1] if regression else int(targets.max()) + 1 if len(targets) else 0
-        self.num_classes = columns if len(targets) else None
+        self.num_classes = len(self.classes) if self.classes else columns if len(targets) else None
         self.objective = ("regression" if regression else "classification") if len(targets) else None
-        self.input_shape = tuple(splits.train.inputs.shape[1:])
+        self.input_shape = tuple(splits[0].inputs.shape[1:])
         self.in_channels = self.input_shape[0]
-        self.train = splits.train if self.labels is None else self._withhold(splits.train, self.labels)
-        self.val, self.test = splits.val, splits.test
+        train, self.val, self.test = splits
+        self.train = train if self.labels is None else self._withhold(train, self.labels)
         self._ready = True
 
-    def split(self, samples: Labelled) -> Splits:
-        """Samples split by the fractions, stratified by class; those without a label are all in the training split.
+    def _cut(self, splits: Splits) -> tuple[Labelled, Labelled, Labelled]:
+        """The three splits; those that there are not are cut from training, each with its samples in their order."""
+        train, val, test = (None if split is None else _typed(split) for split in splits)
+        assert train is not None
+        known = _known(train)
+        order = known[self._order(train.targets[known], "splits")]
+        if self.folds is not None:
+            if self.folds > len(order):
+                raise ValueError(f"folds={self.folds}, but there are {len(order)} labelled samples to part")
+            begin, end = (len(order) * fold // self.folds for fold in (self.fold, self.fold + 1))
+            held, order = order[begin:end], torch.cat([order[:begin], order[end:]])
+            if test is not None:
+                return _without(train, held), train[held.sort().values], test
+        else:
+            size = _share(self.test_fraction, len(order)) if test is None else 0
+            held, order = order[:size], order[size:]
+        size = min(_share(self.val_fraction, len(known)), len(order)) if val is None else 0
+        chosen = order[:size]
+        return (
+            _without(train, torch.cat([held, chosen])),
+            train[chosen.sort().values] if val is None else val,
+            train[held.sort().values] if test is None else test,
+        )
 
-        The samples of a split keep the order that they had.
-        """
-        known = _known(samples)
-        order = known[self._order(samples.targets[known], "splits")]
-        test = _share(self.test_fraction, len(order))
-        val = min(_share(self.val_fraction, len(order)), len(order) - test)
-        elsewhere = torch.ones(len(samples), dtype=torch.bool)
-        elsewhere[order[: test + val]] = False
-        parts = (elsewhere.nonzero().squeeze(1), order[test : test + val].sort().values, order[:test].sort().values)
-        return Splits(*(samples[part] for part in parts))
-
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> Loader:
         """Training batches, in a new order every epoch.
 
         A module that says ``learns_unlabelled = True`` gets every sample; any other the labelled ones, again and again,
@@ -163,13 +204,14 @@ class InMemory(LightningDataModule, ABC):
             among=None if self._learns_unlabelled or len(known) == len(train) else known,
             length=len(train),
             drop_last=self.drop_last,
+            augmentation=self._augmentation,
         )
 
-    def val_dataloader(self) -> Batches | list[Batches]:
+    def val_dataloader(self) -> Loader | list[Loader]:
         """The validation split, in order; no loader at all (Lightning's ``[]``) where it is empty."""
         return self._batches(self.val, self.eval_batch_size) if len(self.val) else []
 
-    def test_dataloader(self) -> Batches:
+    def test_dataloader(self) -> Loader:
         """The test split, in order.
 
         Raises:
@@ -179,7 +221,7 @@ class InMemory(LightningDataModule, ABC):
             raise ValueError(f"{type(self).__name__} has no labelled test samples ({self._fractions})")
         return self._batches(self.test, self.eval_batch_size)
 
-    def predict_dataloader(self) -> Batches:
+    def predict_dataloader(self) -> Loader:
         """The test split, in order.
 
         Raises:
@@ -187,26 +229,52 @@ class InMemory(LightningDataModule, ABC):
         """
         return self.test_dataloader()
 
-    @property
-    def fixed_train_inputs(self) -> Tensor | None:
-        """``[N, ...]`` training inputs in the order of ``index``; a subclass that augments has None.
+    def fixed_train_inputs(self) -> Iterator[Tensor] | None:
+        """All training inputs in the order of ``index``, ``[B, ...]`` at a time; None where transforms change them.
 
         What they are, they are in every epoch: a technique may keep an output for each.
         """
-        return self.train.inputs
+        if self.transforms:
+            return None
+        return (
+            pixels(self.train.inputs.index_select(0, part))
+            for part in torch.split(torch.arange(len(self.train)), READ_AT_ONCE)
+        )
 
     def fingerprint(self) -> str:
-        """SHA-256 of all splits, withheld labels being withheld, in hexadecimal."""
+        """SHA-256 of all splits, withheld labels being withheld, in hexadecimal.
+
+        Of inputs that are read when they are served it has their source's fingerprint.
+        """
         splits = {"train": self.train, "val": self.val, "test": self.test}
-        return digest({f"{s}.{part}": getattr(splits[s], part) for s in splits for part in ("inputs", "targets")})
+        tensors = {f"{name}.targets": split.targets for name, split in splits.items()}
+        total = hashlib.sha256()
+        for name, split in splits.items():
+            if isinstance(split.inputs, Lazy):
+                total.update(f"{name} {split.inputs.source.fingerprint()}\n".encode())
+                tensors[f"{name}.positions"] = split.inputs.positions
+            else:
+                tensors[f"{name}.inputs"] = split.inputs
+        total.update(digest(tensors).encode())
+        return total.hexdigest()
+
+    @property
+    def _augmentation(self) -> Augmentation | None:
+        if not self.transforms:
+            return None
+        classes = self.num_classes if self.objective == "classification" else None
+        return Augmentation(self.transforms, self.seed, classes)
 
     @property
     def _learns_unlabelled(self) -> bool:
         return self.trainer is not None and bool(getattr(self.trainer.lightning_module, "learns_unlabelled", False))
 
-    def _batches(self, samples: Labelled, batch_size: int, **order: Any) -> Batches:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        return Batches(samples, batch_size, rank=rank, world_size=world_size, **order)
+    def _batches(self, samples: Labelled, batch_size: int, **order: Any) -> Loader:
+        if self.trainer is not None:
+            order |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        if isinstance(samples.inputs, Lazy):
+            return Streamed(samples, batch_size, num_workers=self.num_workers, **order)
+        return Batches(samples, batch_size, **order)
 
     def _withhold(self, train: Labelled, labels: int) -> Labelled:
         known = _known(train)
@@ -257,6 +325,13 @@ def _typed(split: Labelled) -> Labelled:
         return replace(split, targets=split.targets.long())
     columns = split.targets if split.targets.ndim > 1 else split.targets.unsqueeze(1)
     return replace(split, targets=columns.float())
+
+
+def _without(split: Labelled, positions: Tensor) -> Labelled:
+    """The other samples, in their order."""
+    left = torch.ones(len(split), dtype=torch.bool)
+    left[positions] = False
+    return split[left.nonzero().squeeze(1)]
 
 
 def _known(split: Labelled) -> Tensor:

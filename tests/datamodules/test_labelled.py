@@ -12,16 +12,16 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lab.batch import UNLABELLED, Labelled
 from lab.datamodules.digits import Digits
+from lab.datamodules.labelled import LabelledData, stratified
 from lab.datamodules.loader import seeded
-from lab.datamodules.memory import InMemory, Splits, stratified
 
 
-class Houses(InMemory):
+class Houses(LabelledData):
     """Two target columns: a regression."""
 
-    def load(self) -> Splits:
+    def load(self) -> Labelled:
         inputs = torch.rand(100, 4, generator=seeded("houses"))
-        return self.split(Labelled(inputs, inputs[:, :2].double() * 3))
+        return Labelled(inputs, inputs[:, :2].double() * 3)
 
 
 def ready(**arguments: Any) -> Digits:
@@ -30,7 +30,7 @@ def ready(**arguments: Any) -> Digits:
     return data
 
 
-def attended(data: InMemory, *, learns_unlabelled: bool = False, **state: Any) -> InMemory:
+def attended(data: LabelledData, *, learns_unlabelled: bool = False, **state: Any) -> LabelledData:
     """The data as a trainer has them that trains such a module."""
     module = LightningModule()
     module.learns_unlabelled = learns_unlabelled
@@ -39,7 +39,7 @@ def attended(data: InMemory, *, learns_unlabelled: bool = False, **state: Any) -
     return data
 
 
-def served(data: InMemory) -> list[list[int]]:
+def served(data: LabelledData) -> list[list[int]]:
     return [batch.index.tolist() for batch in data.train_dataloader()]
 
 
@@ -73,7 +73,7 @@ def test_the_facts_say_what_networks_and_objectives_need() -> None:
     data = ready()
     assert (data.num_classes, data.in_channels, data.input_shape) == (10, 1, (1, 8, 8))
     assert data.objective == "classification"
-    assert all(hasattr(data, fact) for fact in InMemory.facts)
+    assert all(hasattr(data, fact) for fact in LabelledData.facts)
 
 
 def test_a_regression_has_its_columns_as_num_classes_and_random_splits() -> None:
@@ -193,8 +193,9 @@ def test_evaluation_and_prediction_are_in_order() -> None:
 
 def test_the_fixed_inputs_are_those_that_index_names() -> None:
     data = ready()
-    inputs = data.fixed_train_inputs
-    assert inputs is not None
+    parts = data.fixed_train_inputs()
+    assert parts is not None
+    inputs = torch.cat(list(parts))
     for batch in data.train_dataloader():
         assert torch.equal(inputs[batch.index], batch.inputs)
 
