@@ -4,6 +4,9 @@ The plain pattern that most image networks of today share: convolution, normalis
 arXiv:1502.03167), the last feature map averaged over its positions instead of flattened (Lin, Chen and Yan 2014,
 arXiv:1312.4400), so that any image size works. With ``width`` w, C input channels and K outputs it has
 9Cw + 54w² + 10w + 2wK + K parameters: about a quarter for half the width.
+
+``separable`` splits the second and third convolution into one per channel and one of 1×1 across channels, as
+MobileNet does (Howard et al. 2017, arXiv:1704.04861): 9Cw + 6w² + 43w + 2wK + K parameters.
 """
 
 from __future__ import annotations
@@ -20,17 +23,19 @@ class ConvNet(nn.Module):
         num_classes: outputs of the network (timm's word, for regression too).
         in_channels: channels of the image.
         width: channels of the first convolution.
+        separable: whether the second and third convolution are depthwise-separable.
     """
 
     @checked
-    def __init__(self, num_classes: Count, in_channels: Count, width: Count = 16) -> None:
+    def __init__(self, num_classes: Count, in_channels: Count, width: Count = 16, separable: bool = False) -> None:
         super().__init__()
+        layer = separable_convolution if separable else convolution
         self.body = nn.Sequential(
-            _convolution(in_channels, width),
+            convolution(in_channels, width),
             nn.MaxPool2d(2, ceil_mode=True),
-            _convolution(width, 2 * width),
+            layer(width, 2 * width),
             nn.MaxPool2d(2, ceil_mode=True),
-            _convolution(2 * width, 2 * width),
+            layer(2 * width, 2 * width),
         )
         self.head = nn.Linear(2 * width, num_classes)
 
@@ -45,9 +50,15 @@ class ConvNet(nn.Module):
         return logits
 
 
-def _convolution(channels: int, out_channels: int) -> nn.Sequential:
+def convolution(channels: int, out_channels: int, kernel: int = 3, *, groups: int = 1) -> nn.Sequential:
+    """A convolution of an odd ``kernel`` that keeps the image's size, batch normalisation, ReLU."""
     return nn.Sequential(
-        nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),  # the normalisation would subtract a bias
-        nn.BatchNorm2d(out_channels),
+        nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(out_channels),  # would subtract the convolution's bias
         nn.ReLU(),
     )
+
+
+def separable_convolution(channels: int, out_channels: int) -> nn.Sequential:
+    """A 3×3 convolution of each channel alone, then a 1×1 across them (MobileNet, figure 3)."""
+    return nn.Sequential(convolution(channels, channels, groups=channels), convolution(channels, out_channels, 1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from lab.ranges import Count, Dropout, checked
@@ -40,7 +41,13 @@ class MLP(nn.Module):
         self.head = nn.Linear(sizes[-1], num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """``[B, *input_shape]`` to the last hidden layer, ``[B, hidden[-1]]``."""
+        """``[B, *input_shape]`` to the last hidden layer, ``[B, hidden[-1]]``.
+
+        Raises:
+            ValueError: the inputs are token ids.
+        """
+        if x.dtype == torch.int64:
+            raise ValueError("mlp takes numbers, the inputs are token ids: use a network for text, such as transformer")
         features: Tensor = self.body(x)  # (B, hidden[-1])
         return features
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lab.datamodules.digits import Digits
-from lab.networks.convnet import ConvNet
+from lab.networks.convnet import ConvNet, separable_convolution
 from lab.objectives.classification import Classification
 
 
@@ -44,3 +44,25 @@ def test_it_learns_digits_far_past_a_linear_model() -> None:
 def test_arguments_out_of_range_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="width"):
         ConvNet(10, 1, width=0)
+
+
+@pytest.mark.parametrize(("channels", "width", "classes"), [(1, 16, 10), (3, 4, 7)])
+def test_separable_convolutions_have_the_docstrings_parameters(channels: int, width: int, classes: int) -> None:
+    network = ConvNet(classes, channels, width, separable=True)
+    formula = 9 * channels * width + 6 * width**2 + 43 * width + 2 * width * classes + classes
+    assert sum(p.numel() for p in network.parameters()) == formula
+
+
+def test_a_separable_convolution_is_a_full_one_of_rank_one_kernels() -> None:
+    torch.manual_seed(0)
+    depthwise, pointwise = separable_convolution(3, 5)
+    x = torch.rand(2, 3, 9, 9)
+    kernel = pointwise[0].weight * depthwise[0].weight.squeeze(1)  # (5, 3, 1, 1) * (3, 3, 3)
+    full = torch.nn.functional.conv2d(x, kernel, padding=1)
+    assert torch.allclose(pointwise[0](depthwise[0](x)), full, atol=1e-6)
+
+
+def test_the_weights_names_are_those_of_saved_networks() -> None:
+    layers = {f"body.{at}.{part}" for at in (0, 2, 4) for part in (
+        *("0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked"),)}  # fmt: skip
+    assert set(ConvNet(10, 1).state_dict()) == layers | {"head.weight", "head.bias"}
