@@ -15,20 +15,28 @@ OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
 
 STEPS = ("total_steps", "T_max")
-"""What torch's schedulers call the number of steps of the whole training; such a schedule moves at every step."""
+"""What schedulers call the number of steps of the whole training; such a schedule moves at every step."""
+EPOCH_STEPS = "epoch_steps"
+"""What lab's own call the number of steps of an epoch."""
 
 
-def given_steps(factory: Callable[..., Any], arguments: Mapping[str, Any], total_steps: int) -> dict[str, int]:
-    """The arguments for the length of training that a scheduler has and a recipe left out."""
+def given_steps(
+    factory: Callable[..., Any], arguments: Mapping[str, Any], total_steps: int, epoch_steps: int
+) -> dict[str, int]:
+    """The arguments for the length of training and of an epoch that a scheduler has and a recipe left out."""
     parameters = inspect.signature(factory).parameters
-    return {name: total_steps for name in STEPS if name in parameters and name not in arguments}
+    known = {**dict.fromkeys(STEPS, total_steps), EPOCH_STEPS: epoch_steps}
+    return {name: value for name, value in known.items() if name in parameters and name not in arguments}
 
 
-def scheduled(factory: SchedulerFactory, optimizer: Optimizer, total_steps: int, monitor: str | None) -> dict[str, Any]:
+def scheduled(
+    factory: SchedulerFactory, optimizer: Optimizer, total_steps: int, epoch_steps: int, monitor: str | None
+) -> dict[str, Any]:
     """Lightning's description of a learning-rate schedule.
 
     Args:
         total_steps: optimizer steps of the whole training, from the trainer.
+        epoch_steps: optimizer steps of an epoch.
         monitor: what a plateau schedule watches.
 
     A schedule over the length of training (cosine, one-cycle) moves at every step, any other at every epoch, as in
@@ -36,8 +44,7 @@ def scheduled(factory: SchedulerFactory, optimizer: Optimizer, total_steps: int,
     """
     bare = factory.func if isinstance(factory, functools.partial) else factory
     bound = factory.keywords if isinstance(factory, functools.partial) else {}
-    steps = given_steps(bare, bound, total_steps)
-    scheduler = factory(optimizer, **steps)
+    scheduler = factory(optimizer, **given_steps(bare, bound, total_steps, epoch_steps))
     over_training = any(name in inspect.signature(bare).parameters for name in STEPS)
     config: dict[str, Any] = {"scheduler": scheduler, "interval": "step" if over_training else "epoch"}
     return config | ({"monitor": monitor} if isinstance(scheduler, ReduceLROnPlateau) and monitor else {})

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @runtime_checkable
@@ -18,3 +22,35 @@ class Reports(Protocol):
     def results(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         """The entries to add, by name."""
         ...
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """A callback with something to show when the stage ends; a module shows the same by a method ``pictures()``.
+
+    Called once, after :class:`Reports`, on the first process, with the selected weights loaded and tested. What is
+    drawn goes to ``pictures/`` in the stage's folder and to every logger with a ``log_image``. A picture that cannot
+    be drawn is a warning, not a lost run. Draw on a ``matplotlib.figure.Figure``, never with pyplot, and import
+    matplotlib inside the method: it takes half a second that only the end of a stage has.
+    """
+
+    def pictures(self, trainer: Trainer, module: LightningModule) -> Mapping[str, Figure | bytes]:
+        """The pictures by name: figures, or the bytes of a PNG or GIF file."""
+        ...
+
+
+EVERY_STEP = (
+    "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
+    "on_before_optimizer_step", "on_train_batch_end",
+)  # fmt: skip
+"""The hooks that Lightning calls at every step of training."""
+
+C = TypeVar("C", bound=type[Callback])
+
+
+def lean(callback: C) -> C:
+    """Decorator: a callback class without the hooks of every step that it doesn't have; Lightning passes over None."""
+    for hook in EVERY_STEP:
+        if getattr(callback, hook) is getattr(Callback, hook):
+            setattr(callback, hook, None)
+    return callback

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
 from lab.batch import Labelled
+from lab.callbacks import lean
 
 WARM_UP = 0.03
 """Seconds that a network runs before it is timed."""
@@ -54,6 +55,7 @@ def profile(network: nn.Module, example: Tensor) -> dict[str, Any]:
     return {**_size(network), "macs": macs, "latency_ms": latency}
 
 
+@lean
 class Profile(Callback):
     """Adds the network's ``profile`` to the stage's results, for an input like the first one of its data.
 

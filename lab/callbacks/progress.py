@@ -17,6 +17,7 @@ from rich.text import Text
 from torch import Tensor
 from typing_extensions import override
 
+from lab.callbacks import lean
 from lab.ranges import checked
 
 REFRESH = 0.2
@@ -35,6 +36,7 @@ BAR = range(8, 30)
 """Characters of the bar, as the terminal has room."""
 
 
+@lean
 class Progress(Callback):
     """Shows on stderr how far training, validation and tests are.
 

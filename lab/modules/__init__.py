@@ -1,1 +1,28 @@
-"""Techniques: one a file; the file's name is the registered name, the recipe's, the test's and the docs page's."""
+"""Techniques, one a file; and what they stand on: LightningModule, without what a step of it costs."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from lightning.pytorch import LightningModule
+
+
+class Technique(LightningModule):
+    """A LightningModule whose bookkeeping takes microseconds less a step.
+
+    Lightning notes the name of the hook that it calls some forty times a step, each time through
+    ``nn.Module.__setattr__``, and reads the signature of ``training_step`` anew at every step.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        step = cls.__dict__.get("training_step")
+        if inspect.isfunction(step):
+            step.__signature__ = inspect.signature(step)  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)

@@ -6,16 +6,20 @@ Minimises the mean of the objective over the samples whose target is known. A te
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning.pytorch import LightningModule
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from lab.batch import Labelled
+from lab.modules import Technique
 from lab.objectives import Objective
 from lab.optimization import OptimizerFactory, SchedulerFactory, scheduled
 from lab.ranges import checked
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Terms:
@@ -31,7 +35,7 @@ class Terms:
         self.parts = parts
 
 
-class Supervised(LightningModule):
+class Supervised(Technique):
     """Trains a network on labelled data.
 
     Args:
@@ -60,8 +64,9 @@ class Supervised(LightningModule):
         self.scheduler = scheduler
         self.val_metrics = objective.metrics().clone(prefix="val/")
         self.test_metrics = objective.metrics().clone(prefix="test/")
-        self._sums: dict[str, Tensor] = {}
-        self._summed = 0
+        self.test_chart = objective.chart()
+        self._gathered: Tensor | None = None
+        self._watched: list[dict[str, Tensor]] = []
         self._window_end = 0
 
     @property
@@ -109,30 +114,52 @@ class Supervised(LightningModule):
         optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
         if self.scheduler is None:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": scheduled(self.scheduler, optimizer, steps, self.monitor[0])}
+        steps = int(self.trainer.estimated_stepping_batches)  # loads the data, so that an epoch's batches are known
+        epoch_steps = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
+        schedule = scheduled(self.scheduler, optimizer, steps, epoch_steps, self.monitor[0])
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_epoch_end(self) -> None:
         """Log what the last, unfinished window of steps gave."""
-        if self._summed:
+        if self._watched:
             self.log_dict(self._means(), on_step=False, on_epoch=True, sync_dist=True)
-            self._sums, self._summed = {}, 0
+            self._watched.clear()
+
+    def on_test_epoch_start(self) -> None:
+        """Begin an empty chart."""
+        if self.test_chart is not None:
+            self.test_chart.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Gather the chart from all processes: drawing is for one of them alone."""
+        if self.test_chart is not None and self.test_chart.update_called:
+            self._gathered = self.test_chart.compute()
+
+    def pictures(self) -> dict[str, Figure]:
+        """What the stage's folder shows of the last test: the objective's chart."""
+        if self.test_chart is None or self._gathered is None:
+            return {}
+        data = getattr(self.trainer, "datamodule", None)
+        return self.test_chart.draw(self._gathered, getattr(data, "classes", None))
 
     def _watch(self, terms: Terms) -> None:
-        """Sum the terms on the device, and log their means once in ``log_every_n_steps``: a log a step is slow."""
-        if self.global_step >= self._window_end:
+        """Keep the terms on the device, and log their means once in ``log_every_n_steps``: a log a step is slow."""
+        step = self.trainer.global_step
+        if step >= self._window_end:
             every = max(int(getattr(self.trainer, "log_every_n_steps", 1)), 1)
-            self._sums, self._summed = {}, 0
-            self._window_end = (self.global_step // every + 1) * every
-        for name, term in {"loss": terms.loss, **terms.parts}.items():
-            value = term.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._summed += 1
-        if self.global_step + 1 == self._window_end:
+            self._watched.clear()
+            self._window_end = (step // every + 1) * every
+        self._watched.append(
+            {"loss": terms.loss.detach(), **{name: term.detach() for name, term in terms.parts.items()}}
+        )
+        if step + 1 == self._window_end:
             self.log_dict(self._means(), on_step=True, on_epoch=False)
 
     def _means(self) -> dict[str, Tensor]:
-        return {f"train/{name}": value / self._summed for name, value in self._sums.items()}
+        return {
+            f"train/{name}": torch.stack([terms[name] for terms in self._watched if name in terms]).mean()
+            for name in dict.fromkeys(name for terms in self._watched for name in terms)
+        }
 
     def _judge(self, batch: Labelled, split: str, metrics: nn.Module) -> None:
         outputs = self.network(batch.inputs)
@@ -142,6 +169,8 @@ class Supervised(LightningModule):
         if not len(batch):
             return
         metrics.update(outputs, batch.targets)  # type: ignore[operator]  # a MetricCollection
+        if split == "test" and self.test_chart is not None:
+            self.test_chart.update(outputs, batch.targets)
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))  # type: ignore[arg-type]
         loss = self.objective.loss(outputs, batch.targets)
         self.log(f"{split}/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)

@@ -6,9 +6,9 @@ Cross-entropy, in nats, with label smoothing ε: −Σ_c q_c log softmax(z)_c, w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch.nn.functional as F
 from annotated_types import Ge, Lt
@@ -18,16 +18,22 @@ from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassAUROC,
     MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
     MulticlassF1Score,
     MulticlassPrecision,
     MulticlassRecall,
 )
 
 from lab.batch import UNLABELLED
-from lab.objectives import Objective
+from lab.objectives import Chart, Objective
 from lab.ranges import checked
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Measure = Literal["accuracy", "f1", "precision", "recall", "auroc", "calibration", "top5"]
+DRAWN = 1000
+"""Up to how many classes a confusion matrix is counted: it has their number squared of cells."""
 
 
 class Classification(Objective):
@@ -61,16 +67,24 @@ class Classification(Objective):
         self.measures = measures
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of logits ``[B, C]`` and class indices ``[B]``, in nats, mean over the labelled samples.
+        """Cross-entropy of logits ``[B, C]``, in nats, mean over the labelled samples.
+
+        Args:
+            targets: ``[B]`` class indices, or ``[B, C]`` probabilities (of blended samples), NaN where unknown.
 
         Raises:
-            ValueError: the outputs are not one for each class, or the targets no class indices.
+            ValueError: the outputs are not one for each class, or the targets neither classes nor probabilities.
         """
         if outputs.ndim != 2 or outputs.shape[1] != self.num_classes:
             raise ValueError(
                 f"the network's outputs have shape {list(outputs.shape)}, "
                 f"for {self.num_classes} classes [batch, {self.num_classes}] is needed"
             )
+        if targets.is_floating_point() and targets.shape == outputs.shape:
+            known = ~targets.isnan().any(dim=1)
+            soft = targets.masked_fill(~known[:, None], 0)
+            total = F.cross_entropy(outputs, soft, label_smoothing=self.label_smoothing, reduction="none")
+            return (total * known).sum() / known.sum().clamp(min=1)
         if targets.is_floating_point() or targets.shape != outputs.shape[:1]:
             raise ValueError(
                 f"targets are {targets.dtype} {list(targets.shape)}, for classes whole numbers [{len(outputs)}] are "
@@ -93,6 +107,22 @@ class Classification(Objective):
     def columns(self, outputs: Tensor) -> dict[str, Tensor]:
         """``prediction`` ``[B]``, the likeliest class, and ``probabilities`` ``[B, C]``."""
         return {"prediction": outputs.argmax(dim=1), "probabilities": outputs.softmax(dim=1)}
+
+    def chart(self) -> Chart | None:
+        """The confusion matrix, of up to 1,000 classes."""
+        return Confusion(self.num_classes, validate_args=False) if self.num_classes <= DRAWN else None
+
+
+class Confusion(MulticlassConfusionMatrix, Chart):
+    """Counts ``[C, C]``, true class by predicted class, of logits ``[B, C]`` and class indices ``[B]``."""
+
+    def draw(self, gathered: Tensor, classes: Sequence[str] | None) -> dict[str, Figure]:
+        """``confusion``."""
+        from lab.pictures import confusion
+
+        counts = gathered.cpu().numpy()
+        names = classes if classes and len(classes) == len(counts) else None
+        return {"confusion": confusion(counts, names)} if counts.any() else {}
 
 
 class _AUROC(MulticlassAUROC):

@@ -1,0 +1,83 @@
+"""Learning-rate schedules with a warm-up, over the length of training: lab's own, with timm's names for things."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override
+
+from lab.ranges import Count, NonNegative, checked
+
+
+class _WarmUp(LRScheduler):
+    """A linear rise from ``warmup_lr`` to the optimizer's rate, then a fall to ``min_lr`` at the training's last step.
+
+    Moves at every step. Every parameter group keeps its own highest rate; ``warmup_lr`` and ``min_lr`` are of all.
+
+    Args:
+        optimizer: its learning rates are the highest.
+        total_steps: of the training; the trainer's where it is left out.
+        epoch_steps: steps an epoch; the trainer's where it is left out.
+        warmup_epochs: the rise's length; may be a part of an epoch.
+        warmup_lr: where it begins.
+        min_lr: where the fall ends.
+
+    Raises:
+        ValueError: the warm-up is as long as the training, or longer.
+    """
+
+    @checked
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: Count,
+        epoch_steps: Count,
+        *,
+        warmup_epochs: NonNegative = 0.0,
+        warmup_lr: NonNegative = 0.0,
+        min_lr: NonNegative = 0.0,
+    ) -> None:
+        self.total_steps = total_steps
+        self.warmup_steps = round(warmup_epochs * epoch_steps)
+        self.warmup_lr = warmup_lr
+        self.min_lr = min_lr
+        if self.warmup_steps and self.warmup_steps >= total_steps:
+            raise ValueError(
+                f"warmup_epochs={warmup_epochs:g} are {self.warmup_steps} steps, the training has {total_steps}"
+            )
+        super().__init__(optimizer)
+
+    @abstractmethod
+    def part(self, progress: float) -> float:
+        """How much of the way from ``min_lr`` to the highest rate is left, after a part of the fall in [0, 1]."""
+
+    @override
+    def get_lr(self) -> list[float | Tensor]:
+        step = self.last_epoch
+        if step < self.warmup_steps:
+            return [self.warmup_lr + (base - self.warmup_lr) * step / self.warmup_steps for base in self.base_lrs]
+        left = self.part(min((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1.0))
+        return [self.min_lr + (base - self.min_lr) * left for base in self.base_lrs]
+
+
+class Cosine(_WarmUp):
+    """Half a cosine, after a warm-up.
+
+    I. Loshchilov and F. Hutter: SGDR: Stochastic Gradient Descent with Warm Restarts, ICLR 2017, arXiv:1608.03983.
+    """
+
+    @override
+    def part(self, progress: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class WarmUpLinear(_WarmUp):
+    """A straight line down, after a warm-up: what transformers are usually fine-tuned with."""
+
+    @override
+    def part(self, progress: float) -> float:
+        return 1 - progress
