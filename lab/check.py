@@ -38,7 +38,7 @@ OWN_TRAINER_KEYS = {
 GIVEN: dict[str, dict[str, str]] = {
     "callbacks": {"monitor": "the module", "mode": "the module", "title": "the run"},
     "loggers": {"save_dir": "the run", "group": "the run", "job_type": "the run", "title": "the run"},
-    "schedulers": {"total_steps": "the trainer", "T_max": "the trainer"},
+    "schedulers": {"total_steps": "the trainer", "T_max": "the trainer", "epoch_steps": "the trainer"},
 }
 """What lab fills when a recipe leaves it out, by kind; ``seed`` and the data's facts are filled in every kind."""
 
@@ -233,9 +233,11 @@ class _Finder:
         """Why a missing argument is missing, where that is known."""
         if name in RESERVED:
             return " (which a recipe cannot say: `name` and `from` are reserved words)"
-        data = [] if self.facts else datamodules.entries()
-        giving = [entry.name for entry in data if name in _facts_of(read_signature(entry))]
-        return f" (data would give it: {', '.join(giving)})" if giving else ""
+        giving = [entry.name for entry in datamodules.entries() if name in _facts_of(read_signature(entry))]
+        if not giving or name in self.facts:
+            return ""
+        whose = "this data does not give it, other data would" if self.facts else "data would give it"
+        return f" ({whose}: {', '.join(giving)})"
 
     def _entry(self, node: Node, kind: str | None, path: tuple[str, ...]) -> Entry | None:
         """The entry that a name node names; without a kind, of whichever kind has it."""
@@ -317,7 +319,7 @@ class _Finder:
     def _filled(self, entry: Entry, signature: Signature, given: Mapping[str, Node]) -> dict[str, str]:
         """The parameters that the recipe leaves out and lab fills."""
         sources = {"seed": "the recipe", **dict.fromkeys(self.facts, "the data"), **GIVEN.get(entry.kind, {})}
-        if "monitor" in given:  # another metric than the module's own: its mode is not the module's
+        if "monitor" in given or "monitor" not in signature.parameters:  # a mode of something else
             sources.pop("mode", None)
         if not self.facts_known:  # what the data gives is seen when they are there
             sources = {**{name: "the data" for name, p in signature.parameters.items() if p.required}, **sources}

@@ -11,18 +11,20 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lab import artifact, recipe, report, run, trainer
+from lab import artifact, pictures, recipe, report, run, trainer
 from lab.assemble import Built, build
-from lab.callbacks import Reports
+from lab.callbacks import Draws, Lean, Reports
 from lab.check import check, component
 from lab.document import Place, RecipeError
 from lab.errors import UserError
@@ -41,6 +43,10 @@ RELATIONS = {
 class StageFailed(RuntimeError):
     """A stage's training raised; the cause is chained, and its traceback is in the stage's ``error.txt``."""
 
+    def __init__(self, message: str, run: Run) -> None:
+        super().__init__(message)
+        self.run = run
+
 
 class Interrupted(KeyboardInterrupt):
     """Training was stopped from outside; what there was is saved."""
@@ -53,8 +59,12 @@ def fit(
     smoke: bool = False,
     command: Sequence[str] = (),
     imports: Sequence[str] = (),
+    group: str | None = None,
 ) -> Run:
     """Train every stage of a plan in a new run.
+
+    Args:
+        group: what runs that belong together share.
 
     Raises:
         RecipeError: an argument has the wrong type or range; nothing was written.
@@ -62,7 +72,7 @@ def fit(
         Interrupted: Ctrl-C.
     """
     check_types(plan)
-    this = run.create(plan, out, command, imports)
+    this = run.create(plan, out, command, imports, group)
     closed: set[str] = set()  # stages that missed a gate, and all that need them
     for name, stage in plan.stages.items():
         if closed & set(stage.parents):
@@ -97,7 +107,7 @@ def _run_stage(this: Run, plan: Plan, name: str, *, smoke: bool, imports: Sequen
         if isinstance(cause, RecipeError):
             raise
         said = message if isinstance(cause, ValueError | OSError | UserError) else f"{type(cause).__name__}: {message}"
-        raise StageFailed(f"stage {name}: {said}") from cause
+        raise StageFailed(f"stage {name}: {said}", this) from cause
 
 
 def train(this: Run, plan: Plan, name: str, *, smoke: bool = False) -> dict[str, Any]:
@@ -137,6 +147,7 @@ def train(this: Run, plan: Plan, name: str, *, smoke: bool = False) -> dict[str,
                 result["status"] = "gated" if result["missed"] else "finished"
                 this.record("running", {name: result})
                 _tell(lightning.loggers, result, this)
+                _draw(built, lightning, folder)
         finally:
             for logger in loggers:
                 if hasattr(logger, "finish"):
@@ -153,7 +164,12 @@ def _attachments(built: Built, this: Run, plan: Plan) -> tuple[dict[str, Callbac
     wanted: dict[str, Component | None] = {name: component("callbacks", name, place) for name in DEFAULT_CALLBACKS}
     wanted |= stage.callbacks
     callbacks = {name: built.builder.build(found, told) for name, found in wanted.items() if found is not None}
-    given = {"save_dir": str(this.stage(stage.name)), "group": this.id, "job_type": stage.name, "title": title}
+    given = {
+        "save_dir": str(this.stage(stage.name)),
+        "group": this.manifest["group"],
+        "job_type": stage.name,
+        "title": title,
+    }
     chosen = stage.loggers
     if all(logger.name != "csv" for logger in chosen):
         chosen = [component("loggers", "csv", place), *chosen]
@@ -200,16 +216,18 @@ def _tests(built: Built) -> bool:
     if not is_overridden("test_step", built.module):
         return False
     if built.data is not None and is_overridden("test_dataloader", built.data):
-        return True
+        return bool(getattr(built.data, "has_test", True))
     return is_overridden("test_dataloader", built.module)
 
 
 def _keep(built: Built, lightning: Trainer, folder: Path) -> dict[str, Any]:
-    """Save the network; what the callbacks and the file say about it."""
+    """Save the network, and what its data learnt; what the callbacks and the file say about it."""
     reported: dict[str, Any] = {}
     for callback in lightning.callbacks:  # type: ignore[attr-defined]  # Lightning adds it outside the constructor
         if isinstance(callback, Reports):
             reported |= callback.results(lightning, built.module)
+    if built.data is not None:
+        artifact.save_learnt(folder, built.data)
     return {**reported, "bytes": artifact.save(folder, built.network, built.description)}
 
 
@@ -236,7 +254,28 @@ def _tell(loggers: Sequence[Logger], result: Mapping[str, Any], this: Run) -> No
             logger.log_table("scoreboard", columns=columns, data=rows)
 
 
-class _Meter(Callback):
+def _draw(built: Built, lightning: Trainer, folder: Path) -> None:
+    """Keep the stage's pictures and give them to the loggers; one that cannot be drawn is a warning, not a lost run."""
+    sources: list[Callable[[], Mapping[str, Any]]] = [lambda: pictures.of_training(folder)]
+    if callable(drawing := getattr(built.module, "pictures", None)):
+        sources.append(drawing)
+    sources += [partial(callback.pictures, lightning, built.module) for callback in _drawing(lightning)]
+    for draw in sources:
+        try:
+            for name, picture in draw().items():
+                path = pictures.keep(folder / "pictures", name, picture)
+                for logger in lightning.loggers:
+                    if hasattr(logger, "log_image"):
+                        logger.log_image(name, [str(path)])
+        except Exception as cause:  # whatever a technique, a logger or matplotlib may raise
+            rank_zero_warn(f"stage {built.stage.name}: a picture is missing: {type(cause).__name__}: {cause}")
+
+
+def _drawing(lightning: Trainer) -> list[Draws]:
+    return [callback for callback in lightning.callbacks if isinstance(callback, Draws)]  # type: ignore[attr-defined]
+
+
+class _Meter(Lean):
     """How long training took, and how many samples were tested."""
 
     def __init__(self) -> None:

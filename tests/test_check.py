@@ -131,24 +131,24 @@ def test_the_recipe_that_the_others_are_made_of_is_right() -> None:
         ('      teacher: [{from: teacher}, {name: mlp, hidden: [2]}]\n', '',
          ["16:7: stages.student.module: distill needs the argument 'teacher': Teacher | list[Teacher]"]),
         ('{name: digits, batch_size: 64}', 'arrays',
-         ["2:7: data: arrays needs the argument 'path': Path"]),
+         ["2:7: data: arrays needs the argument 'path': ExistingFile"]),
         ('data: {name: digits, batch_size: 64}\n', '',
          ["9:16: stages.teacher.module.network: mlp needs the argument 'num_classes': Count (data would give "
-          'it: arrays, digits, mnist5k)',
+          'it: arrays, digits, hf, images, mnist5k, tabular, text)',
           "9:16: stages.teacher.module.network: mlp needs the argument 'input_shape': tuple[Count, ...] "
-          '(data would give it: arrays, digits, mnist5k)',
+          '(data would give it: arrays, digits, hf, images, mnist5k, tabular, text)',
           "10:18: stages.teacher.module.objective: classification needs the argument 'num_classes': "
-          'Annotated[int, Ge(2)] (data would give it: arrays, digits, mnist5k)',
+          'Annotated[int, Ge(2)] (data would give it: arrays, digits, hf, images, mnist5k, tabular, text)',
           "15:7: stages.student.module: distill needs the argument 'objective': Objective (data would give "
-          'it: arrays, digits, mnist5k)',
+          'it: arrays, digits, hf, images, mnist5k, tabular, text)',
           "16:16: stages.student.module.network: convnet needs the argument 'num_classes': Count (data would "
-          'give it: arrays, digits, mnist5k)',
+          'give it: arrays, digits, hf, images, mnist5k, tabular, text)',
           "16:16: stages.student.module.network: convnet needs the argument 'in_channels': Count (data would "
-          'give it: arrays, digits, mnist5k)',
+          'give it: arrays, digits, hf, images, mnist5k, tabular)',
           "17:34: stages.student.module.teacher.1: mlp needs the argument 'num_classes': Count (data would "
-          'give it: arrays, digits, mnist5k)',
+          'give it: arrays, digits, hf, images, mnist5k, tabular, text)',
           "17:34: stages.student.module.teacher.1: mlp needs the argument 'input_shape': tuple[Count, ...] "
-          '(data would give it: arrays, digits, mnist5k)']),
+          '(data would give it: arrays, digits, hf, images, mnist5k, tabular, text)']),
         ('{name: digits, batch_size: 64}', '3',
          ['2:7: data: expected a datamodule: its name, or a mapping with `name:` and its arguments; got a '
           'number']),
@@ -338,7 +338,7 @@ def test_data_that_the_module_cannot_consume_is_refused_and_data_that_fits_named
     text = "data: episodes\nmodule: {name: supervised, network: mlp}\n"
     assert said(text) == [
         "1:7: data: supervised consumes Labelled batches, episodes yields Episodes; "
-        "data that fits: arrays, digits, mnist5k"
+        "data that fits: arrays, digits, hf, images, mnist5k, tabular, text"
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -45,12 +45,12 @@ EVERY_STEP = (
 )  # fmt: skip
 """The hooks that Lightning calls at every step of training."""
 
-C = TypeVar("C", bound=type[Callback])
 
+class Lean(Callback):
+    """A callback without those hooks of every step that it doesn't define itself: Lightning passes over None."""
 
-def lean(callback: C) -> C:
-    """Decorator: a callback class without the hooks of every step that it doesn't have; Lightning passes over None."""
-    for hook in EVERY_STEP:
-        if getattr(callback, hook) is getattr(Callback, hook):
-            setattr(callback, hook, None)
-    return callback
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for hook in EVERY_STEP:
+            if getattr(cls, hook) is getattr(Callback, hook):
+                setattr(cls, hook, None)

@@ -21,15 +21,14 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from typing_extensions import override
 
-from lab.callbacks import lean
+from lab.callbacks import Lean
 from lab.errors import UserError
 from lab.files import replacing
 from lab.ranges import Count, NonNegative, checked
 from lab.registry import nearest
 
 
-@lean
-class Checkpoints(Checkpoint):
+class Checkpoints(Lean, Checkpoint):
     """Keeps ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``, ordinary Lightning checkpoints.
 
     ``monitor`` is read after every validation, and where there is none after every training epoch. An epoch's weights

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from typing_extensions import override
 
-from lab.callbacks import lean
+from lab.callbacks import Lean
 from lab.ranges import checked
 
 
-@lean
-class Compile(Callback):
+class Compile(Lean):
     """Compiles the module's network with ``torch.compile``, in place: names of weights don't change.
 
     Args:
@@ -47,8 +46,7 @@ class Compile(Callback):
             _network(pl_module)._compiled_call_impl = None
 
 
-@lean
-class ChannelsLast(Callback):
+class ChannelsLast(Lean):
     """Keeps the weights of convolutions, and so all maps, as height × width × channels in memory.
 
     Faster on GPUs with tensor cores and on many CPUs.

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
 from lab.batch import Labelled
-from lab.callbacks import lean
+from lab.callbacks import Lean
 
 WARM_UP = 0.03
 """Seconds that a network runs before it is timed."""
@@ -55,8 +55,7 @@ def profile(network: nn.Module, example: Tensor) -> dict[str, Any]:
     return {**_size(network), "macs": macs, "latency_ms": latency}
 
 
-@lean
-class Profile(Callback):
+class Profile(Lean):
     """Adds the network's ``profile`` to the stage's results, for an input like the first one of its data.
 
     A network that can't be run on one input, or data without inputs and targets, leaves its size alone.

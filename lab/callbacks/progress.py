@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.live import Live
@@ -17,7 +17,7 @@ from rich.text import Text
 from torch import Tensor
 from typing_extensions import override
 
-from lab.callbacks import lean
+from lab.callbacks import Lean
 from lab.ranges import checked
 
 REFRESH = 0.2
@@ -36,8 +36,7 @@ BAR = range(8, 30)
 """Characters of the bar, as the terminal has room."""
 
 
-@lean
-class Progress(Callback):
+class Progress(Lean):
     """Shows on stderr how far training, validation and tests are.
 
     On a terminal it is one line, drawn at most five times a second: the epoch, a bar, batches, elapsed < remaining

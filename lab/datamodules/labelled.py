@@ -125,6 +125,7 @@ class LabelledData(LightningDataModule, ABC):
         self.split_seed = split_seed
         self.drop_last = drop_last
         self._ready = False
+        self._loaded: Labelled | Splits | None = None
 
     @abstractmethod
     def load(self) -> Labelled | Splits:
@@ -133,8 +134,15 @@ class LabelledData(LightningDataModule, ABC):
         Withheld targets are ``UNLABELLED``, or NaN in a regression.
         """
 
+    def learn(self, train: Labelled) -> None:
+        """Learn from the training split, and from nothing else, what :meth:`prepared` needs; for subclasses."""
+
+    def prepared(self, samples: Labelled) -> Labelled:
+        """Samples that :meth:`load` gave as networks take them; they are what they are where a subclass doesn't say."""
+        return samples
+
     def setup(self, stage: str | None = None) -> None:
-        """Load, split and withhold labels, once, whatever the stage.
+        """Load, split, prepare and withhold labels, once, whatever the stage.
 
         Raises:
             ValueError: ``labels`` or ``folds`` are more than the training samples that have a label.
@@ -142,7 +150,10 @@ class LabelledData(LightningDataModule, ABC):
         if self._ready:
             return
         loaded = self.load()
+        self._loaded = loaded if stage == "predict" else None
         splits = self._cut(loaded if isinstance(loaded, Splits) else Splits(loaded))
+        self.learn(splits[0])
+        splits = (self.prepared(splits[0]), self.prepared(splits[1]), self.prepared(splits[2]))
         targets = torch.cat([split.targets[_known(split)] for split in splits])
         regression = targets.is_floating_point()
         columns = targets.shape[1] if regression else int(targets.max()) + 1 if len(targets) else 0
@@ -228,6 +239,17 @@ class LabelledData(LightningDataModule, ABC):
             ValueError: it is empty.
         """
         return self.test_dataloader()
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are labelled samples to test on."""
+        return len(self.test) > 0
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch on a device; where it is there already, itself: Lightning would look through it and copy it."""
+        if isinstance(batch, Labelled) and batch.inputs.device == device:
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def fixed_train_inputs(self) -> Iterator[Tensor] | None:
         """All training inputs in the order of ``index``, ``[B, ...]`` at a time; None where transforms change them.

@@ -1,17 +1,21 @@
 """Distillation's mathematics against closed forms and float64 references, and its manners inside a fit."""
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
-from lab.artifact import Teacher
+from lab import fit
+from lab.artifact import Teacher, load_weights
 from lab.batch import UNLABELLED, Labelled
 from lab.datamodules.digits import Digits
-from lab.modules.distill import Distill, distillation_loss, soft_targets
+from lab.modules import distill
+from lab.modules.distill import Distill, attention_loss, distillation_loss, hint_loss, soft_targets, standardized
 from lab.modules.supervised import Supervised
 from lab.networks.convnet import ConvNet
 from lab.networks.mlp import MLP
@@ -204,3 +208,147 @@ def test_a_teacher_with_other_outputs_is_refused_with_both_shapes() -> None:
     module = student(teacher=Teacher(ConvNet(num_classes=7, in_channels=1, width=2)))
     with pytest.raises(ValueError, match=r"\(32, 10\), the teachers' \(32, 7\)"):
         module.loss(some_batch())
+
+
+def test_standardised_logits_are_z_scores_and_only_relations_count() -> None:
+    z = logits(5)
+    expected = torch.tensor([[(x - sum(r) / 5) / (sum((y - sum(r) / 5) ** 2 for y in r) / 5) ** 0.5 for x in r]
+                             for r in z.tolist()], dtype=torch.float64)  # fmt: skip
+    torch.testing.assert_close(standardized(z), expected, rtol=1e-6, atol=1e-9)
+    teacher = MLP(num_classes=10, input_shape=(1, 8, 8), hidden=(16,))
+    module = student(teacher=Teacher(teacher), weight=1.0, standardize=True)
+    module.network.load_state_dict(teacher.state_dict())
+    with torch.no_grad():
+        module.network.head.weight.mul_(3)
+        module.network.head.bias.mul_(3).add_(2)
+    assert module.loss(some_batch()).loss.item() < 1e-5
+    plain = student(teacher=Teacher(teacher), weight=1.0)
+    plain.network.load_state_dict(module.network.state_dict())
+    assert plain.loss(some_batch()).loss.item() > 1e-2
+
+
+def test_hints_and_attention_are_the_papers_sums() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(3, 4, 5, 6, dtype=torch.float64, generator=generator) for _ in range(2))
+    total = 0.0
+    for i in range(3):
+        maps = [sum(x[i, c] ** 2 for c in range(4)).flatten() for x in (a, b)]
+        maps = [m / (m**2).sum() ** 0.5 for m in maps]
+        total += 0.5 * float(((maps[0] - maps[1]) ** 2).sum()) / 3
+    assert attention_loss(a, b).item() == pytest.approx(total, rel=1e-12)
+    assert hint_loss(a, b).item() == pytest.approx(0.5 * float(((a - b) ** 2).mean()), rel=1e-12)
+    smaller = F.avg_pool2d(a[:, :, :4], 2)
+    assert attention_loss(a[:, :, :4], smaller).item() < attention_loss(b[:, :, :4], smaller).item()
+    assert attention_loss(a * 7, a).item() < 1e-12
+
+
+LAYERS = {"body.2": "body.2", "body.4": "body.4"}
+
+
+def convolutional(**arguments: object) -> Distill:
+    seed_everything(0, verbose=False)
+    network, teacher = ConvNet(10, 1, 4), ConvNet(10, 1, 8)
+    return Distill(Teacher(teacher), network=network, objective=Classification(10), input_shape=(1, 8, 8), **arguments)
+
+
+def test_a_student_with_its_teachers_layers_has_no_hint_and_no_attention_loss() -> None:
+    seed_everything(0, verbose=False)
+    network = ConvNet(10, 1, 4)
+    module = Distill(
+        Teacher(copy.deepcopy(network)), network=network, objective=Classification(10), input_shape=(1, 8, 8),
+        hints=LAYERS, attention=LAYERS,
+    )  # fmt: skip
+    module.eval()
+    with torch.no_grad():
+        for projection in module.projections:
+            torch.nn.init.dirac_(projection.weight)
+    parts = module.loss(some_batch()).parts
+    assert parts["hint"].item() < 1e-10
+    assert parts["attention"].item() < 1e-10
+    with torch.no_grad():
+        network.body[2][0].weight.mul_(-1)
+    parts = module.loss(some_batch()).parts
+    assert min(parts["hint"].item(), parts["attention"].item()) > 1e-4
+
+
+def test_hints_teach_the_layers_through_projections_that_train_and_are_no_part_of_the_network() -> None:
+    module = convolutional(hints=LAYERS, attention=LAYERS, weight=1.0)
+    assert [tuple(p.weight.shape) for p in module.projections] == [(16, 8, 1, 1), (16, 8, 1, 1)]
+    before = [p.weight.clone() for p in module.projections]
+    teacher = copy.deepcopy(module.teachers[0].network.state_dict())
+    first = module.loss(some_batch(256)).parts
+    trainer(max_epochs=6).fit(module, datamodule=Digits())
+    last = module.loss(some_batch(256)).parts
+    assert last["hint"] < first["hint"]
+    assert last["attention"] < first["attention"]
+    assert not any(torch.equal(p.weight, b) for p, b in zip(module.projections, before, strict=True))
+    assert all(torch.equal(teacher[name], t) for name, t in module.teachers[0].network.state_dict().items())
+    assert not any("projection" in name for name in module.network.state_dict())
+
+
+def test_layers_that_there_are_not_or_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match=r"the student has no layer 'body.9' .*did you mean 'body.4'"):
+        convolutional(hints={"body.9": "body.0"})
+    with pytest.raises(ValueError, match=r"the teacher has no layer 'tail'"):
+        convolutional(attention={"body.0": "tail"})
+    with pytest.raises(ValueError, match=r"head gives \[1, 10\] and the teacher's head .* attention is that of maps"):
+        convolutional(attention={"head": "head"})
+    with pytest.raises(ValueError, match=r"body.0 gives \[1, 4, 8, 8\] and the teacher's head \[1, 10\]"):
+        convolutional(hints={"body.0": "head"})
+    with pytest.raises(ValueError, match="need input_shape"):
+        Distill(Teacher(ConvNet(10, 1, 4)), network=ConvNet(10, 1, 4), objective=Classification(10), hints=LAYERS)
+
+
+def test_answers_too_large_for_memory_lie_in_a_file_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, seen = student(), []
+    monkeypatch.setattr(distill, "IN_MEMORY", 0)
+    soft = module._soft_targets
+    monkeypatch.setattr(module, "_soft_targets", lambda batch: seen.append((batch, soft(batch))) or seen[-1][1])
+    trainer(max_epochs=1).fit(module, datamodule=Digits())
+    assert len(seen) == 20
+    for batch, answers in seen:
+        exact = module.ask(batch.inputs)
+        assert answers.dtype == exact.dtype
+        assert 0 < (answers - exact).abs().max() < 5e-4
+    assert module._cached is None
+
+
+@pytest.mark.filterwarnings("ignore:checkpoints. no metric")
+def test_a_student_learns_from_images_of_which_none_has_a_label(tmp_path: Path) -> None:
+    data = Digits()
+    data.setup()
+    np.savez(tmp_path / "unlabelled.npz", inputs=data.train.inputs)
+    run = fit(
+        {
+            "stages": {
+                "teacher": {
+                    "data": "digits",
+                    "trainer": {"max_epochs": 12},
+                    "module": {
+                        "name": "supervised",
+                        "network": {"name": "convnet", "width": 8},
+                        "optimizer": {"name": "adam", "lr": 0.01},
+                    },
+                },
+                "student": {
+                    "data": {"name": "arrays", "path": str(tmp_path / "unlabelled.npz")},
+                    "trainer": {"max_epochs": 12},
+                    "module": {
+                        "name": "distill",
+                        "teacher": {"from": "teacher"},
+                        "weight": 1.0,
+                        "network": {"name": "convnet", "width": 6, "num_classes": 10},
+                        "objective": {"name": "classification", "num_classes": 10},
+                        "optimizer": {"name": "adam", "lr": 0.01},
+                    },
+                },
+            }
+        }
+    )  # fmt: skip
+    results = run.results["stages"]["student"]
+    assert results["status"] == "finished"
+    assert results["n_test"] == 0
+    network = ConvNet(10, 1, 6)
+    load_weights(network, run.stage("student") / "network.safetensors")
+    accuracy = (network.eval()(data.test.inputs).argmax(1) == data.test.targets).float().mean()
+    assert accuracy > 0.9

@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
+from lab import fit
 from lab.batch import UNLABELLED, Labelled
 from lab.datamodules.digits import Digits
 from lab.loggers.csv import CSV
@@ -149,3 +150,34 @@ def test_predictions_name_sample_target_and_probabilities() -> None:
     assert sum(len(part["prediction"]) for part in parts) == 359
     probabilities: Tensor = parts[0]["probabilities"]
     torch.testing.assert_close(probabilities.sum(1), torch.ones(100))
+
+
+EVERYTHING = """
+seed: 0
+data:
+  name: digits
+  batch_size: 64
+  transforms:
+  - {name: crop, padding: 1}
+  - {name: mixup, alpha: 0.2}
+  - {name: cutmix, alpha: 1.0}
+module:
+  name: supervised
+  network: {name: convnet, width: 16}
+  objective: {name: classification, label_smoothing: 0.1}
+  optimizer: {name: adamw, lr: 0.02, weight_decay: 0.05}
+  scheduler: {name: cosine, warmup_epochs: 2, warmup_lr: 1e-5, min_lr: 1e-5}
+trainer: {max_epochs: 20, gradient_clip_val: 1.0, precision: bf16-mixed, accumulate_grad_batches: 2}
+callbacks:
+  ema: {decay: 0.99}
+  channels_last: {}
+  compile: {backend: aot_eager}
+  learning_rate: {logging_interval: step}
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*before.*optimizer.step")
+def test_all_of_a_modern_recipe_trains_together(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(EVERYTHING)
+    run = fit(tmp_path / "recipe.yaml")
+    assert run.results["stages"]["main"]["metrics"]["test/accuracy"] > 0.93

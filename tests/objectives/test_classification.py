@@ -5,6 +5,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn import metrics as sklearn_metrics
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -146,3 +147,23 @@ def test_shapes_and_types_that_do_not_fit_are_refused(outputs: Tensor, targets: 
 def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Classification(**arguments)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_blended_targets_cost_the_blend_of_their_classes_and_unknown_ones_nothing(smoothing: float) -> None:
+    objective = Classification(5, label_smoothing=smoothing)
+    logits = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    one, other = torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([1, 1, 4, 0, 2, 3])
+    soft = 0.3 * F.one_hot(one, 5).double() + 0.7 * F.one_hot(other, 5).double()
+    torch.testing.assert_close(
+        objective.loss(logits, soft), 0.3 * objective.loss(logits, one) + 0.7 * objective.loss(logits, other)
+    )
+    unknown = soft.clone()
+    unknown[2] = torch.nan
+    known = [0, 1, 3, 4, 5]
+    loss = objective.loss(logits, unknown)
+    torch.testing.assert_close(loss, objective.loss(logits[known], soft[known]))
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad[2].abs().max() == 0
+    assert objective.loss(logits, torch.full_like(soft, torch.nan)).item() == 0
