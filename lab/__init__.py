@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lab.api import fit as fit
     from lab.api import load_recipe as load_recipe
+    from lab.api import repeat as repeat
     from lab.batch import Labelled as Labelled
     from lab.document import RecipeError as RecipeError
     from lab.errors import UserError as UserError
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "fit": "lab.api",
     "load_recipe": "lab.api",
+    "repeat": "lab.api",
     "Labelled": "lab.batch",
     "RecipeError": "lab.document",
     "UserError": "lab.errors",
     "Run": "lab.run",
 }
 
-__all__ = ["Labelled", "RecipeError", "Run", "UserError", "fit", "load_recipe"]
+__all__ = ["Labelled", "RecipeError", "Run", "UserError", "fit", "load_recipe", "repeat"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from lab.plan import Component
+from lab.ranges import PathOrName
 
 ALTERNATIVES = 4
 """How many alternatives of a union an error names."""
@@ -33,6 +34,8 @@ def typed(hint: Any, value: Any) -> tuple[Any, str | None]:
         return adapter.validate_json(json.dumps(value), strict=True), None
     except ValidationError as cause:
         return value, _said(cause)
+    except OSError as cause:  # a path where nothing is
+        return value, one_line(cause)
 
 
 def _said(error: ValidationError) -> str:
@@ -101,7 +104,12 @@ def _annotations(target: Any) -> dict[str, Any]:
 
 def is_path(hint: Any) -> bool:
     """Whether an annotation asks for a path, which is relative to the file that says it."""
-    return hint is Path or Path in typing.get_args(hint)
+    return hint is Path or Path in typing.get_args(hint) or is_path_or_name(hint)
+
+
+def is_path_or_name(hint: Any) -> bool:
+    """Whether it asks for a path or a name: see :func:`lab.files.located`."""
+    return hint is not None and hint in (PathOrName, PathOrName | None)
 
 
 def one_line(cause: Exception | None) -> str:

@@ -61,3 +61,41 @@ def fit(
     imports = list(imports)
     plan = source if isinstance(source, Plan) else load_recipe(source, overrides, imports=imports)
     return stages.fit(plan, out=Path(out) if out is not None else None, smoke=smoke, imports=imports)
+
+
+def repeat(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    seeds: int | None = None,
+    folds: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    smoke: bool = False,
+    imports: Iterable[str] = (),
+) -> list[Run]:
+    """Train every stage of a recipe with several seeds, on several folds, or with each seed on each fold.
+
+    Args:
+        source: a file, a bundled recipe's name, or a mapping.
+        overrides: ``path=value`` each.
+        seeds: how many: the recipe's ``seed``, the next one, …
+        folds: in how many parts the data are split; each is once what is tested on.
+        out: where runs lie; ``runs`` in the working directory by default.
+        smoke: a few batches of every stage.
+        imports: packages whose classes the recipe may name, as ``--import``.
+
+    Returns:
+        The runs, which share a group; one that failed has the status ``failed`` and doesn't stop the others.
+
+    Raises:
+        RecipeError: the recipe is wrong; nothing was written.
+        UserError: ``seeds`` is less than 1, or ``folds`` less than 2.
+    """
+    from lab import repetition
+
+    imports = list(imports)
+    for package in imports:
+        allow(package)
+    wanted = repetition.variants(source, overrides, seeds=seeds, folds=folds)
+    where = Path(out) if out is not None else None
+    return list(repetition.fit(wanted, out=where, smoke=smoke, imports=imports))

@@ -1,7 +1,7 @@
 """Networks as files: weights as safetensors, what they are as JSON; nothing in them is code.
 
 ``network.json`` says which registered class the network is and with which arguments; reading it builds registered
-classes only.
+classes only. ``data.json`` has what the data learnt: plain values.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from lab.files import replacing, write_json
 
 WEIGHTS = "network.safetensors"
 DESCRIPTION = "network.json"
+LEARNT = "data.json"
 SCHEMA = 1
 
 
@@ -100,6 +103,34 @@ def describe(folder: Path) -> Description:
     ):
         raise ArtifactError(f"{path} is damaged: it describes no network")
     return found
+
+
+def save_learnt(folder: Path, data: LightningDataModule) -> None:
+    """Write what data learnt from the training samples, such as the order of the classes, if anything."""
+    if not (state := data.state_dict()):
+        return
+    try:
+        write_json(folder / LEARNT, {"schema": SCHEMA, "data": type(data).__qualname__, "learnt": state})
+    except (TypeError, ValueError) as cause:  # tensors of anyone's: checkpoints have them
+        rank_zero_warn(f"what {type(data).__qualname__} learnt is kept in checkpoints only: {cause}")
+
+
+def load_learnt(folder: Path, data: LightningDataModule) -> None:
+    """Give data what the data of a finished stage learnt; classes that share an ancestor of lab's read each other's.
+
+    Raises:
+        ArtifactError: what was kept is damaged.
+    """
+    path = folder / LEARNT
+    if not path.is_file():
+        return
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        owner, state = str(saved["data"]), dict(saved["learnt"])
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise ArtifactError(f"{path} is damaged: {type(cause).__name__} {cause}") from cause
+    if owner == type(data).__qualname__ or hasattr(data, "learnt"):
+        data.load_state_dict(state)
 
 
 def load_weights(network: nn.Module, weights: Path | Mapping[str, Tensor], *, except_for: tuple[str, ...] = ()) -> None:

@@ -6,7 +6,7 @@ Here ``{from: ...}`` becomes a network: of another stage of the run, or of anoth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,20 @@ def fetch(reference: From, facts: Mapping[str, Any], this: Run | None) -> tuple[
         state = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
         prefix = "network." if all(f"network.{key}" in state for key in network.state_dict()) else ""
         weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    if reset and not hasattr(network, "head"):
+    prefixes = _prefixes(network, getattr(network, "head", None)) if reset else ()
+    if reset and not prefixes:
         raise artifact.ArtifactError(
             f"{reference.place}: head: reset needs a network with a `head`; {spec['name']} has none"
         )
-    artifact.load_weights(network, weights, except_for=("head.",) if reset else ())
+    artifact.load_weights(network, weights, except_for=prefixes)
     return network, spec
+
+
+def _prefixes(network: nn.Module, part: object) -> tuple[str, ...]:
+    """What the tensors of a part of a network are called in it: ``head`` may be its name for ``model.fc``."""
+    parts = {id(module) for module in part.modules()} if isinstance(part, nn.Module) else set()
+    named = network.named_modules(remove_duplicate=False)
+    return tuple(f"{name}." for name, module in named if name and id(module) in parts)
 
 
 def _source(reference: From, this: Run | None) -> Path:
@@ -129,7 +137,10 @@ def open_stage(this: Run, name: str | None, overrides: Sequence[str] = ()) -> tu
     name = name or list(plan.stages)[-1]
     check_types(Plan(plan.name, plan.description, {name: plan.stages[name]}))
     with trainer.quiet():
-        built = build(plan.stages[name], this, artifact.describe(this.stage(name)).facts)
+        saved = artifact.describe(this.stage(name))
+        built = build(_as_saved(plan.stages[name], saved, this), this, saved.facts)
+        if built.data is not None:
+            artifact.load_learnt(this.stage(name), built.data)
         _load(built, this)
         arguments = {key: value for key, value in plan.stages[name].trainer.plain().items() if key in _EVALUATION}
         lightning = Trainer(
@@ -137,6 +148,16 @@ def open_stage(this: Run, name: str | None, overrides: Sequence[str] = ()) -> tu
             enable_model_summary=False, use_distributed_sampler=False, default_root_dir=this.stage(name),
         )  # fmt: skip
     return built, lightning
+
+
+def _as_saved(stage: Stage, saved: artifact.Description, this: Run) -> Stage:
+    """The stage with its network as the run describes it: what it started from isn't needed once it has weights."""
+    network = stage.module.arguments.get("network")
+    if saved.kind != "networks" or not isinstance(network, Component):
+        return stage
+    place = Place(str(this.stage(stage.name) / artifact.DESCRIPTION), is_file=True)
+    found = replace(component("networks", saved.component, place), path=network.path)
+    return replace(stage, module=replace(stage.module, arguments={**stage.module.arguments, "network": found}))
 
 
 def _load(built: Built, this: Run) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from lightning.pytorch import seed_everything
 
-from lab.annotations import hints_of, is_path, refusal, typed
+from lab.annotations import hints_of, is_path, is_path_or_name, refusal, typed
 from lab.artifact import Teacher
 from lab.check import component as find_component
 from lab.document import Node, Place, Problem, RecipeError
+from lab.files import located
 from lab.plan import Component, From, Value
 from lab.registry import KINDS
 
@@ -75,20 +76,31 @@ class Builder:
     def spec(self, component: Component | From) -> dict[str, Any]:
         """What a component was built from, facts included: enough to build it again without the recipe or the data.
 
-        A reference has the specification of the network that it fetched.
+        A reference has the specification of the network that it fetched. An object with a method ``rebuild`` gives
+        arguments that replace the recipe's, so that what only its first weights came from is not needed again.
         """
         if isinstance(component, From):
             return self._fetched[component.path]
         result = component.plain()
         for name, value in component.arguments.items():
-            if isinstance(value, Component | From):
-                result[name] = self.spec(value)
+            result[name] = self._specified(value, result[name])
         available = {"seed": self.seed, **self.facts}
         for name in component.filled:
             if name in available:
                 value = available[name]
                 result[name] = list(value) if isinstance(value, tuple) else value
-        return result
+        rebuild = getattr(self.made.get(component.path), "rebuild", None)
+        return {**result, **rebuild()} if callable(rebuild) else result
+
+    def _specified(self, value: Value, plain: Any) -> Any:
+        """A value's plain form, with the specifications of the components in it."""
+        if isinstance(value, Component | From):
+            return self.spec(value)
+        if isinstance(value, list):
+            return [self._specified(child, part) for child, part in zip(value, plain, strict=True)]
+        if isinstance(value, dict):
+            return {name: self._specified(child, plain[name]) for name, child in value.items()}
+        return plain
 
     def _value(self, value: Value, hint: Any) -> Any:
         if isinstance(value, Component):
@@ -102,7 +114,7 @@ class Builder:
         if isinstance(value, dict):
             return {key: self._value(child, None) for key, child in value.items()}
         if is_path(hint) and isinstance(value.value, str):
-            return value.place.folder / value.value
+            return located(value.value, value.place.folder, or_name=is_path_or_name(hint))
         paths = [str(i.place.folder / i.value) if isinstance(i.value, str) else i.plain() for i in value.items]
         return typed(hint, paths if is_path(hint) and paths else value.plain())[0]
 

@@ -9,6 +9,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+OR_NAME = "lab.ranges.PathOrName"
+"""The annotation of a path in whose place a name may stand, such as a data set's on a hub."""
+SUFFIXES = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson", ".arrow", ".feather", ".npz")
+"""What only files of data end in."""
+
+
+def located(said: str, folder: Path, *, or_name: bool = False) -> Path | str:
+    """The path that a text means, relative to a folder.
+
+    Args:
+        or_name: the text may be a name instead: it is one where nothing lies there and it doesn't look like a path
+            (which starts with ``.``, ``/`` or ``~``, or ends as files of data do).
+    """
+    path = folder / Path(said).expanduser()
+    looks_local = said.startswith((".", "/", "~")) or said.lower().endswith(SUFFIXES)
+    return said if or_name and not looks_local and not path.exists() else path
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from lab.document import Node, Place
+from lab.files import OR_NAME, located
 from lab.recipe import INHERITED, ONLY_STAGE
 from lab.registry import Entry
 from lab.signature import Signature
@@ -88,7 +89,7 @@ class Component:
         for name, parameter in self.signature.parameters.items():
             if name in self.arguments:
                 is_path = any(dotted.endswith("pathlib.Path") for dotted in parameter.names)
-                result[name] = _plain(self.arguments[name], folder, is_path)
+                result[name] = _plain(self.arguments[name], folder, is_path, OR_NAME in parameter.names)
             elif name not in self.filled and parameter.literal is not MISSING:
                 result[name] = list(parameter.literal) if isinstance(parameter.literal, tuple) else parameter.literal
         unknown = {name: value for name, value in self.arguments.items() if name not in self.signature.parameters}
@@ -195,7 +196,7 @@ def _components(value: Value) -> Iterator[Component | From]:
             yield from _components(child)
 
 
-def _plain(value: Value, folder: Path | None, is_path: bool) -> Any:
+def _plain(value: Value, folder: Path | None, is_path: bool, or_name: bool = False) -> Any:
     if isinstance(value, Component | From):
         return value.plain(folder)
     if isinstance(value, dict):
@@ -203,7 +204,8 @@ def _plain(value: Value, folder: Path | None, is_path: bool) -> Any:
     if isinstance(value, list):
         return [_plain(child, folder, is_path) for child in value]
     if is_path and folder is not None and isinstance(value.value, str):
-        return os.path.relpath(value.place.folder / value.value, folder)
+        found = located(value.value, value.place.folder, or_name=or_name)
+        return os.path.relpath(found, folder) if isinstance(found, Path) else found
     if is_path and value.items:
         return [_plain(child, folder, is_path) for child in value.items]
     return value.plain()

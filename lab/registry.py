@@ -319,9 +319,9 @@ def _install_hint(entry: Entry, cause: BaseException) -> str:
     except (importlib.metadata.PackageNotFoundError, ValueError):
         requires = []
     needs = [line for line in requires if re.split(r"[^\w.-]", line)[0].replace("-", "_").lower() == module.lower()]
-    for line in needs:
-        if extra := re.search(r"extra == ['\"]([\w.-]+)", line):
-            return f"; pip install '{entry.package}[{extra[1]}]'"
+    named = [extra for line in requires for extra in re.findall(r"extra == ['\"]([\w.-]+)", line)]
+    if extras := [extra for line in needs for extra in re.findall(r"extra == ['\"]([\w.-]+)", line)]:
+        return f"; pip install '{entry.package}[{min(extras, key=named.count)}]'"  # not the one that has everything
     if not needs and entry.target.startswith((f"{module}.", f"{module}:")):
         return f"; files of {entry.package} are missing: install it again"
     return f"; pip install {module}"

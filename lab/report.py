@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from lab.compare import Comparison
+    from lab.statistics import Estimate
 
 FIGURES = ("parameters", "nonzero_parameters", "macs", "bytes", "train_seconds", "n_test")
 """The numbers of a stage that are no metrics."""
@@ -21,10 +27,10 @@ SHOWN = {
 def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """The scoreboard as plain columns and rows, one row a stage, without differences."""
     stages: Mapping[str, Any] = results["stages"]
-    metrics = _metrics(stages)
-    columns = ["stage", "parent", *metrics, *SHOWN]
+    chosen = metrics(stages)
+    columns = ["stage", "parent", *chosen, *SHOWN]
     return columns, [
-        [name, stage.get("parent"), *(_value(stage, key) for key in (*metrics, *SHOWN))]
+        [name, stage.get("parent"), *(_value(stage, key) for key in (*chosen, *SHOWN))]
         for name, stage in stages.items()
     ]
 
@@ -37,8 +43,8 @@ def scoreboard(results: Mapping[str, Any]) -> Table:
     parents = any(stage.get("parent") for stage in stages.values())
     if parents:
         table.add_column("parent")
-    metrics = _metrics(stages)
-    keys = [*metrics, *(key for key in SHOWN if any(_value(stage, key) is not None for stage in stages.values()))]
+    chosen = metrics(stages)
+    keys = [*chosen, *(key for key in SHOWN if any(_value(stage, key) is not None for stage in stages.values()))]
     for key in keys:
         table.add_column(Text(SHOWN.get(key, key.removeprefix("test/"))), justify="right", no_wrap=True)
     for name, stage in stages.items():
@@ -51,12 +57,87 @@ def scoreboard(results: Mapping[str, Any]) -> Table:
     return table
 
 
+Cells = tuple[list[str], list[list[str]]]
+"""A table's head and rows."""
+
+
+def comparison(found: Comparison) -> list[RenderableType]:
+    """Runs side by side: the rows, the tests of their differences, what differs in the recipes, and notes."""
+    tables = [_table(*summary(found), justify="right")]
+    if found.differences:
+        tables.append(_table(*differences(found), justify="right"))
+    if found.recipe:
+        tables.append(_table(*recipes(found), justify="left"))
+    return [*tables, *(Text(f"note: {note}") for note in found.notes)]
+
+
+def summary(found: Comparison) -> Cells:
+    """A comparison's rows: how many runs, metrics as ``mean ± half the 95 % interval``, mean figures."""
+    keys = [key for key in SHOWN if any(key in row.figures for row in found.rows)]
+    if any(row.figures.get("nonzero_parameters") != row.figures.get("parameters") for row in found.rows):
+        keys.insert(0, "nonzero_parameters")
+    head = ["", "n", *(name.removeprefix("test/") for name in found.metrics), *(SHOWN.get(k, "nonzero") for k in keys)]
+    return head, [
+        [
+            row.name,
+            str(len(row.members)),
+            *(_estimated(row.estimate(metric)) for metric in found.metrics),
+            *(_number(key, row.figures[key]) if key in row.figures else "–" for key in keys),
+        ]
+        for row in found.rows
+    ]
+
+
+def differences(found: Comparison) -> Cells:
+    """The tests of a comparison; where there is one run of each, the differences alone."""
+    tested = any(d.test.kind != "none" for d in found.differences)
+    corrected = any(d.p != d.test.p for d in found.differences)
+    head = ["difference", "metric", "mean [95 %]" if tested else "mean"]
+    rows = []
+    for d in found.differences:
+        interval = d.test.difference.interval
+        ends = f" [{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else ""
+        cells = [
+            f"{d.row.name} − {d.baseline.name}",
+            d.metric.removeprefix("test/"),
+            f"{d.test.difference.mean:+.4f}{ends}",
+        ]
+        p = "–" if d.p is None else "< 0.0001" if d.p < 1e-4 else f"{d.p:.2g}"
+        rows.append([*cells, str(d.test.difference.n), p, d.test.kind] if tested else cells)
+    return [*head, "n", "p (Holm)" if corrected else "p", "test"] if tested else head, rows
+
+
+def recipes(found: Comparison) -> Cells:
+    """The keys that differ and what each group, or each stage of the only one, says."""
+    return ["recipe", *found.columns], [[key, *map(said, values)] for key, values in found.recipe.items()]
+
+
+def said(value: Any) -> str:
+    """A recipe's value in one line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], justify: Literal["left", "right"]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+    for i, name in enumerate(head):
+        table.add_column(Text(name), justify=justify if i else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _estimated(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    return f"{estimate.mean:.4f}" + ("" if estimate.half is None else f" ± {estimate.half:.4f}")
+
+
 def missed(results: Mapping[str, Any]) -> list[str]:
     """The gates that were not met, a line each."""
     return [f"{name}: {line}" for name, stage in results["stages"].items() for line in stage.get("missed", [])]
 
 
-def _metrics(stages: Mapping[str, Any]) -> list[str]:
+def metrics(stages: Mapping[str, Any]) -> list[str]:
     """The test metrics, those of most interest first; validation's where nothing was tested."""
     names = list(dict.fromkeys(name for stage in stages.values() for name in stage.get("metrics", {})))
     for split in ("test", "val"):

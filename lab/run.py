@@ -28,6 +28,7 @@ from lab.registry import nearest
 
 SCHEMA = 1
 RUNS = Path("runs")
+TIME = "%Y-%m-%dT%H:%M:%S%z"
 VERSIONS = ("lightning-lab", "torch", "lightning", "torchmetrics", "numpy", "safetensors", "wandb")
 """The packages whose versions every manifest has, beside those that the recipe's components come from."""
 
@@ -79,14 +80,24 @@ class Run:
         """Write ``results.json``: the run's status, and the stages' results added to those there are."""
         results = self.results
         merged = {**results["stages"], **{name: dict(result) for name, result in (stages or {}).items()}}
-        write_json(self.folder / "results.json", {**results, "status": status, "stages": merged})
+        ended = {"ended": time.strftime(TIME)} if status != "running" else {}
+        write_json(self.folder / "results.json", {**results, "status": status, **ended, "stages": merged})
         for name, result in (stages or {}).items():
             if self.stage(name).is_dir():
                 write_json(self.stage(name) / "results.json", dict(result))
 
 
-def create(plan: Plan, out: Path | None = None, command: Sequence[str] = (), imports: Sequence[str] = ()) -> Run:
+def create(
+    plan: Plan,
+    out: Path | None = None,
+    command: Sequence[str] = (),
+    imports: Sequence[str] = (),
+    group: str | None = None,
+) -> Run:
     """A new folder for a plan, with its recipe and manifest.
+
+    Args:
+        group: what runs that belong together share; a run alone is its own group.
 
     Raises:
         UserError: the folder cannot be made.
@@ -101,7 +112,7 @@ def create(plan: Plan, out: Path | None = None, command: Sequence[str] = (), imp
         ) from cause
     run = Run(folder)
     write_text(run.recipe, document.dump(plan.resolved(folder)))
-    write_json(folder / "manifest.json", _manifest(run, plan, command, imports))
+    write_json(folder / "manifest.json", _manifest(run, plan, command, imports, group))
     seed = next(iter(plan.stages.values())).seed
     write_json(
         folder / "results.json", {"schema": SCHEMA, "run": run.id, "status": "running", "seed": seed, "stages": {}}
@@ -127,7 +138,7 @@ def locate(reference: str, base: Path = Path()) -> tuple[Run, str | None]:
     except (OSError, ValueError) as cause:  # a name that no file can have
         raise RunNotFound(f"{reference} is no run: {cause}") from cause
     identity, _, stage = reference.partition("/")
-    runs = {folder.name: folder for folder in _all_runs()}
+    runs = {folder.name: folder for folder in folders()}
     found = runs.get(max(runs)) if identity == "latest" and runs else None
     matches = [folder for name, folder in runs.items() if name == identity or name.endswith(f"-{identity}")]
     if found is None and len(matches) == 1:
@@ -142,8 +153,9 @@ def locate(reference: str, base: Path = Path()) -> tuple[Run, str | None]:
     return Run(found), stage or None
 
 
-def _all_runs() -> list[Path]:
-    return [manifest.parent for manifest in RUNS.glob("*/*/manifest.json")]
+def folders(out: Path = RUNS) -> list[Path]:
+    """The folders of all runs below ``out``, which has a folder for each recipe, in no order."""
+    return [manifest.parent for manifest in out.glob("*/*/manifest.json")]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -156,7 +168,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _manifest(run: Run, plan: Plan, command: Sequence[str], imports: Sequence[str]) -> dict[str, Any]:
+def _manifest(
+    run: Run, plan: Plan, command: Sequence[str], imports: Sequence[str], group: str | None
+) -> dict[str, Any]:
     packages = {
         c.entry.package for stage in plan.stages.values() for c in stage.components() if isinstance(c, Component)
     }
@@ -168,10 +182,10 @@ def _manifest(run: Run, plan: Plan, command: Sequence[str], imports: Sequence[st
         "schema": SCHEMA,
         "run": run.id,
         "recipe": plan.name,
-        "group": run.id,
+        "group": group or run.id,
         "command": list(command),
         "imports": list(imports),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": time.strftime(TIME),
         "seed": next(iter(plan.stages.values())).seed,
         "parents": parents,
         "plugins": {name: _version(name) for name in plugins},

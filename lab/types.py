@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from lab.annotations import UNSAYABLE, annotations_of, hints_of, is_path, one_line, refusal, typed
+from lab.annotations import UNSAYABLE, annotations_of, hints_of, is_path, is_path_or_name, one_line, refusal, typed
 from lab.check import once, slot, wanted
 from lab.document import Node, Problem, RecipeError
+from lab.files import located
 from lab.optimization import given_steps
 from lab.plan import Component, Plan, Stage, Value
 from lab.ranges import Count, NonNegative, Whole
@@ -74,8 +75,8 @@ def _problems(component: Component, key: str) -> Iterator[Problem]:
     hints = hints_of(component)
     sound = True
     for name, value in component.arguments.items():
-        if isinstance(value, Node) and name in hints and not (is_path(hints[name]) and isinstance(value.value, str)):
-            _, problem = typed(hints[name], value.plain())
+        if isinstance(value, Node) and name in hints:
+            _, problem = typed(hints[name], _located(value, hints[name]))
             if problem:
                 sound = False
                 yield Problem(value.place, f"{key}.{name}", _not_typed(component, name, problem, value))
@@ -89,6 +90,14 @@ def _problems(component: Component, key: str) -> Iterator[Problem]:
                 yield Problem(child.place, f"{key}.{name}", wrong)
     if sound and kind.factory:
         yield from _refused(component, target, key)
+
+
+def _located(value: Node, hint: Any) -> Any:
+    """A plain value; a path from the folder of the file that says it."""
+    plain = value.plain()
+    if not is_path(hint) or not isinstance(plain, str):
+        return plain
+    return str(located(plain, value.place.folder, or_name=is_path_or_name(hint)))
 
 
 def _not_typed(component: Component, name: str, problem: str, value: Node) -> str:
@@ -158,7 +167,7 @@ def _refused(component: Component, target: Any, key: str) -> Iterator[Problem]:
             target(weights, **arguments)
         elif component.kind == "schedulers":
             optimizer = torch.optim.SGD(weights, lr=0.1)
-            scheduler = target(optimizer, **given_steps(target, arguments, 1000), **arguments)
+            scheduler = target(optimizer, **given_steps(target, arguments, 10**6, 1), **arguments)
             if type(scheduler).step is torch.optim.lr_scheduler.LRScheduler.step:
                 optimizer.step()
                 scheduler.step()  # only now do some divide by what they were given

@@ -107,6 +107,7 @@ def test_facts_fill_what_is_left_out_and_the_specification_has_them() -> None:
 
 def test_a_path_is_relative_to_the_file_that_says_it(own_folder: Path) -> None:
     (own_folder / "deep").mkdir()
+    (own_folder / "deep" / "my.npz").touch()
     recipe = own_folder / "deep" / "recipe.yaml"
     recipe.write_text("data: {name: arrays, path: my.npz}\nmodule: {name: supervised, network: mlp}\n")
     plan = load_recipe(recipe)

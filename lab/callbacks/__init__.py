@@ -30,8 +30,8 @@ class Draws(Protocol):
 
     Called once, after :class:`Reports`, on the first process, with the selected weights loaded and tested. What is
     drawn goes to ``pictures/`` in the stage's folder and to every logger with a ``log_image``. A picture that cannot
-    be drawn is a warning, not a lost run. Draw on a ``matplotlib.figure.Figure``, never with pyplot, and import
-    matplotlib inside the method: it takes half a second that only the end of a stage has.
+    be drawn is a warning, not a lost run. Draw on a ``matplotlib.figure.Figure``, never with pyplot: nothing is left
+    open, and no display is needed.
     """
 
     def pictures(self, trainer: Trainer, module: LightningModule) -> Mapping[str, Figure | bytes]:

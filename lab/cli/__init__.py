@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from lab.cli.options import plain
 from lab.errors import UserError
 
-COMMANDS = ("fit", "test", "validate", "predict", "check", "show", "list", "describe")
+COMMANDS = ("fit", "test", "validate", "predict", "check", "show", "list", "describe", "new", "runs", "compare")
 """Every command; ``lab/cli/<command>.py`` has it (``list`` is in ``listing.py``: the word is Python's)."""
 _FILES = {"list": "listing"}
 
@@ -75,20 +76,15 @@ def _tell(error: Exception, command: str) -> int:
     from lab.registry import BrokenPlugin
 
     if isinstance(error, UserError):
-        print(_plain(str(error)), file=sys.stderr)
+        print(plain(str(error)), file=sys.stderr)
         return error.exit_code
     if isinstance(error, BrokenPlugin):
-        print(_plain(str(error)), file=sys.stderr)
+        print(plain(str(error)), file=sys.stderr)
         return 2
     known = type(error).__name__ == "StageFailed"
     print(
-        f"lab {command}: {_plain(str(error)) if known else f'{type(error).__name__}: {_plain(str(error))}'}",
+        f"lab {command}: {plain(str(error)) if known else f'{type(error).__name__}: {plain(str(error))}'}",
         file=sys.stderr,
     )
     print("--debug shows where", file=sys.stderr)
     return 1
-
-
-def _plain(text: str) -> str:
-    """Text whose control characters are shown, not obeyed."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

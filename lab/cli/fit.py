@@ -2,6 +2,7 @@
 
 lab fit recipes/distill.yaml
 lab fit distill trainer.max_epochs=3 stages.student.module.temperature=2
+lab fit distill --seeds 5
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 HELP = "train every stage of a recipe"
+FAILED = 1
 GATED = 3
 
 
@@ -19,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from lab.cli import options
 
     options.add_recipe(parser)
+    parser.add_argument("--seeds", type=int, metavar="N", help="N runs, with the recipe's seed, the next one, …")
+    parser.add_argument("--folds", type=int, metavar="K", help="K runs, each tested on another K-th of the data")
     parser.add_argument("--smoke", action="store_true", help="every stage for a few batches, the chain whole")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where runs lie (default: runs)")
 
@@ -32,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
 
     for package in options.imports:
         allow(package)
+    if options.seeds is not None or options.folds is not None:
+        return _several(options)
     plan = check(recipe.load(options.recipe, options.overrides))
 
     from lab import report, stages
@@ -46,3 +52,36 @@ def run(options: argparse.Namespace) -> int:
         print(f"required, and not met: {line}", file=sys.stderr)
     print(this.folder)
     return GATED if missed else 0
+
+
+def _several(options: argparse.Namespace) -> int:
+    """Runs in one group, and what they say together; prints last what ``lab compare`` takes."""
+    from lab import compare, groups, repetition, report
+    from lab.cli.options import console
+    from lab.run import Run
+
+    wanted = repetition.variants(options.recipe, options.overrides, seeds=options.seeds, folds=options.folds)
+    runs: list[Run] = []
+    try:
+        for this in repetition.fit(
+            wanted, out=options.out, smoke=options.smoke, command=["lab", *sys.argv[1:]], imports=options.imports
+        ):
+            runs.append(this)
+    except KeyboardInterrupt:
+        if runs:
+            print(f"{len(runs)} of {len(wanted)} runs had ended: lab compare {groups.reference(runs[0])}")
+        raise
+    failed = [this for this in runs if this.status == "failed"]
+    if len(failed) < len(runs):
+        found = compare.compare([groups.Pick(this) for this in runs], every_pair=True)
+        for part in report.comparison(found):
+            console().print(part)
+    for this in runs:
+        print(this.folder)
+    missed = [f"{this.id}: {line}" for this in runs for line in report.missed(this.results)]
+    for line in missed:
+        print(f"required, and not met: {line}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(runs)} runs failed: {', '.join(this.id for this in failed)}", file=sys.stderr)
+    print(groups.reference(runs[0]))
+    return FAILED if failed else GATED if missed else 0

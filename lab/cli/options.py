@@ -81,3 +81,8 @@ def console(**settings: Any) -> Any:
 
     probe = Console()
     return probe if probe.is_terminal else Console(width=160, **settings)
+
+
+def plain(text: str) -> str:
+    """Text whose control characters are shown, not obeyed."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lab.batch import UNLABELLED, Labelled
-from lab.datamodules.labelled import LabelledData
-from lab.datamodules.loader import Loader
-from lab.ranges import checked
+from lab.datamodules.own import OwnData
+from lab.ranges import ExistingFile, checked
 
 
-class Arrays(LabelledData):
+class Arrays(OwnData):
     """The arrays ``inputs`` and ``targets`` of an ``.npz`` file.
 
     Training, validation and test get their parts of the labelled samples; samples without a label are for training.
@@ -41,19 +40,12 @@ class Arrays(LabelledData):
     """
 
     @checked
-    def __init__(self, path: Path, **labelled: Any) -> None:
+    def __init__(self, path: ExistingFile, **labelled: Any) -> None:
         super().__init__(**labelled)
         self.path = path
 
     def load(self) -> Labelled:
         """The file's samples."""
-        return self._samples()
-
-    def predict_dataloader(self) -> Loader:
-        """Every sample of the file, in its order."""
-        return self._batches(self._samples(), self.eval_batch_size)
-
-    def _samples(self) -> Labelled:
         arrays = _read(self.path)
         if "inputs" not in arrays:
             raise ValueError(f"{self.path} needs an array 'inputs', and 'targets' if they are known; {_holds(arrays)}")
@@ -68,8 +60,6 @@ class Arrays(LabelledData):
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     """All arrays of the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there (as seen from {Path.cwd()})")
     try:
         with path.open("rb") as content:  # np.load leaves a file open that it cannot read
             file = np.load(content, allow_pickle=False)

@@ -274,7 +274,7 @@ class Streamed(Loader):
     def __init__(self, samples: Labelled, batch_size: int, *, num_workers: int, **order: Any) -> None:
         super().__init__(samples, batch_size, **order)
         self._asked: Iterator[Request] = iter(())
-        self._loader: DataLoader[Labelled] = DataLoader(
+        self._loader: DataLoader[Labelled | ValueError] = DataLoader(
             _Requested(self.reader),  # type: ignore[arg-type]  # any object with __getitem__ serves
             batch_size=None,
             sampler=_Asked(self),
@@ -285,17 +285,26 @@ class Streamed(Loader):
 
     def _serve(self, epoch: int, first: int) -> Iterator[Labelled]:
         self._asked = self._requests(epoch, first)
-        yield from self._loader
+        for batch in self._loader:
+            if isinstance(batch, ValueError):
+                raise batch
+            yield batch
 
 
 class _Requested:
-    """A reader as the data set that a DataLoader wants."""
+    """A reader as the data set that a DataLoader wants.
+
+    What cannot be read comes back as the error itself: raised, a worker would wrap its whole traceback in the message.
+    """
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
 
-    def __getitem__(self, request: Request) -> Labelled:
-        return self.reader(request)
+    def __getitem__(self, request: Request) -> Labelled | ValueError:
+        try:
+            return self.reader(request)
+        except ValueError as cause:
+            return cause
 
 
 class _Asked:

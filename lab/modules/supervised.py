@@ -6,6 +6,7 @@ Minimises the mean of the objective over the samples whose target is known. A te
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -132,8 +133,10 @@ class Supervised(Technique):
 
     def on_test_epoch_end(self) -> None:
         """Gather the chart from all processes: drawing is for one of them alone."""
-        if self.test_chart is not None and self.test_chart.update_called:
-            self._gathered = self.test_chart.compute()
+        if self.test_chart is not None:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*before the ``update`` method")  # by this process, perhaps
+                self._gathered = self.test_chart.compute()
 
     def pictures(self) -> dict[str, Figure]:
         """What the stage's folder shows of the last test: the objective's chart."""

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Chart(Metric, ABC):
+    """What all outputs of a test look like together: gathered batch by batch, as any metric is, and then drawn."""
+
+    @abstractmethod
+    def draw(self, gathered: Tensor, classes: Sequence[str] | None) -> dict[str, Figure]:
+        """Pictures by name; none where nothing was gathered.
+
+        Args:
+            gathered: what ``compute`` gave.
+            classes: the classes' names, where the data know them.
+        """
 
 
 class Objective(ABC):
@@ -32,3 +49,7 @@ class Objective(ABC):
     @abstractmethod
     def columns(self, outputs: Tensor) -> dict[str, Tensor]:
         """What is written for each sample when a run predicts: tensors ``[B]`` or ``[B, K]`` by name."""
+
+    def chart(self) -> Chart | None:
+        """A new chart, to be updated with outputs and targets of the test; None: this objective draws nothing."""
+        return None

@@ -6,8 +6,8 @@ With residuals r = output − target: ``mse`` r², ``mae`` |r|, ``huber`` r²/2 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,16 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
-from lab.objectives import Objective
+from lab.objectives import Chart, Objective
 from lab.ranges import checked
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SAMPLES = 2000
+"""How many samples of each process are drawn."""
+COLUMNS = 4
+"""How many columns are drawn."""
 
 _LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 
@@ -66,6 +74,39 @@ class Regression(Objective):
     def columns(self, outputs: Tensor) -> dict[str, Tensor]:
         """``prediction`` ``[B, K]``."""
         return {"prediction": outputs}
+
+    def chart(self) -> Chart:
+        """Predicted against true values."""
+        return Scatter()
+
+
+class Scatter(Chart):
+    """The first samples' outputs and targets, ``[N, 2, 4]`` with NaN beyond K columns, for both ``[B, K]``."""
+
+    full_state_update = False
+    pairs: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("pairs", default=torch.empty(0, 2, COLUMNS), dist_reduce_fx="cat")
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Keep what there is still room for."""
+        pairs = torch.stack([outputs.flatten(1), targets.flatten(1)], dim=1)[: SAMPLES - len(self.pairs), :, :COLUMNS]
+        pairs = F.pad(pairs.float(), (0, COLUMNS - pairs.shape[2]), value=torch.nan)
+        self.pairs = torch.cat([self.pairs, pairs])
+
+    def compute(self) -> Tensor:
+        """Of all processes."""
+        return self.pairs
+
+    def draw(self, gathered: Tensor, classes: Sequence[str] | None) -> dict[str, Figure]:
+        """``predictions``."""
+        from lab.pictures import scatter
+
+        columns = gathered[:, :, ~gathered.isnan().all(dim=1).all(dim=0)]
+        known = columns[columns.flatten(1).isfinite().all(dim=1)].cpu().numpy()
+        return {"predictions": scatter(known[:, 0], known[:, 1])} if known.size else {}
 
 
 class _R2(R2Score):

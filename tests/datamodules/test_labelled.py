@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lab.batch import UNLABELLED, Labelled
 from lab.datamodules.digits import Digits
-from lab.datamodules.labelled import LabelledData, stratified
+from lab.datamodules.labelled import LabelledData, Splits, stratified
 from lab.datamodules.loader import seeded
 
 
@@ -245,3 +245,72 @@ def test_a_trainer_predicts_every_test_sample_in_order() -> None:
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     outputs = trainer.predict(Echo(), datamodule=data)
     assert torch.equal(torch.cat(outputs), torch.arange(359))
+
+
+class Split(LabelledData):
+    """Digits that come with a test split of their own, the last 297."""
+
+    def load(self) -> Splits:
+        digits = Digits(val_fraction=0, test_fraction=0)
+        digits.setup()
+        return Splits(digits.train[:1500], test=digits.train[1500:])
+
+
+def test_folds_hold_every_sample_out_once_each_with_its_due_part_of_every_class() -> None:
+    folds = [ready(folds=5, fold=fold) for fold in range(5)]
+    held = torch.cat([fold.test.inputs for fold in folds]).flatten(1)
+    everything = torch.cat([part.inputs for part in (folds[0].train, folds[0].val, folds[0].test)]).flatten(1)
+    assert sorted(held.tolist()) == sorted(everything.tolist())
+    counts = torch.stack([fold.test.targets.bincount(minlength=10) for fold in folds])
+    assert (counts.max(0).values - counts.min(0).values).max() <= 1
+    assert {len(fold.test) for fold in folds} == {359, 360}
+    assert all(len(fold.val) == round(0.1 * 1797) for fold in folds)
+
+
+def test_folds_of_a_regression_hold_every_sample_out_once() -> None:
+    folds = [Houses(folds=3, fold=fold) for fold in range(3)]
+    for fold in folds:
+        fold.setup()
+    held = torch.cat([fold.test.inputs for fold in folds])
+    everything = torch.cat([part.inputs for part in (folds[0].train, folds[0].val, folds[0].test)])
+    assert sorted(held.tolist()) == sorted(everything.tolist())
+
+
+def test_folds_of_data_with_a_test_split_are_for_validation() -> None:
+    folds = [Split(folds=5, fold=fold) for fold in range(5)]
+    for fold in folds:
+        fold.setup()
+        assert [len(part) for part in (fold.train, fold.val, fold.test)] == [1200, 300, 297]
+    assert all(same(fold.test, folds[0].test) for fold in folds)
+    held = torch.cat([fold.val.inputs for fold in folds]).flatten(1)
+    assert len(held.unique(dim=0)) == len(
+        torch.cat([folds[0].train.inputs, folds[0].val.inputs]).flatten(1).unique(dim=0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"folds": 5, "fold": 5}, "fold=5, but folds=5"), ({"fold": 1}, "say folds too"), ({"folds": 1}, "folds")],
+)
+def test_a_fold_that_there_is_not_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Digits(**arguments)
+
+
+def test_more_folds_than_samples_are_refused_with_both_numbers() -> None:
+    with pytest.raises(ValueError, match="folds=2000, but there are 1797 labelled samples"):
+        ready(folds=2000)
+
+
+def test_what_is_learnt_is_learnt_from_the_training_split_only() -> None:
+    class Centred(Digits):
+        def learn(self, train: Labelled) -> None:
+            self.mean = train.inputs.float().mean()
+
+        def prepared(self, samples: Labelled) -> Labelled:
+            return Labelled(samples.inputs - self.mean, samples.targets)
+
+    data, plain = Centred(), ready()
+    data.setup()
+    assert data.mean == plain.train.inputs.float().mean()
+    assert torch.equal(data.test.inputs, plain.test.inputs - data.mean)
