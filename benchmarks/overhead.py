@@ -158,9 +158,8 @@ def loop(task: str) -> None:
 
 def lightning(task: str) -> None:
     train, val = loaders(task)
-    folder = tempfile.mkdtemp()
-    callbacks = [RichProgressBar(), ModelCheckpoint(folder, monitor="val_accuracy", mode="max"), Clock()]
-    trainer = Trainer(max_epochs=EPOCHS, accelerator="cpu", logger=CSVLogger(folder), callbacks=callbacks)
+    callbacks = [RichProgressBar(), ModelCheckpoint("checkpoints", monitor="val_accuracy", mode="max"), Clock()]
+    trainer = Trainer(max_epochs=EPOCHS, accelerator="cpu", logger=CSVLogger("logs"), callbacks=callbacks)
     trainer.fit(Plain(TASKS[task][0]()), train, val)
 
 

@@ -570,24 +570,32 @@ class TestPaths:
         path: Path = Builder(0).build(data).path
         return Path(os.path.normpath(path.resolve()))
 
+    def there(self, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path
+
     def test_in_a_file_elsewhere(self, own_folder: Path) -> None:
         write("data: {name: arrays, path: x.npz}\nmodule: {name: supervised, network: mlp}\n", "there/recipe.yaml")
-        assert self.built(resolved("there/recipe.yaml")) == own_folder / "there" / "x.npz"
+        assert self.there(own_folder / "there" / "x.npz") == self.built(resolved("there/recipe.yaml"))
 
     def test_in_a_file_that_is_extended(self, own_folder: Path) -> None:
         write("data: {name: arrays, path: ../x.npz}\nmodule: {name: supervised, network: mlp}\n", "there/base.yaml")
-        assert self.built(resolved(write("extends: there/base.yaml\ndata: {labels: 3}\n"))) == own_folder / "x.npz"
+        plan = resolved(write("extends: there/base.yaml\ndata: {labels: 3}\n"))
+        assert self.there(own_folder / "x.npz") == self.built(plan)
 
     def test_on_the_command_line(self, own_folder: Path) -> None:
         write("data: {name: arrays, path: x.npz}\nmodule: {name: supervised, network: mlp}\n", "there/recipe.yaml")
-        assert self.built(resolved("there/recipe.yaml", "data.path=y.npz")) == own_folder / "y.npz"
+        assert self.there(own_folder / "y.npz") == self.built(resolved("there/recipe.yaml", "data.path=y.npz"))
 
-    def test_absolute_ones_stay(self) -> None:
-        text = "data: {name: arrays, path: /no/x.npz}\nmodule: {name: supervised, network: mlp}\n"
-        assert self.built(resolved(write(text))) == Path("/no/x.npz")
+    def test_absolute_ones_stay(self, own_folder: Path) -> None:
+        path = self.there(own_folder / "elsewhere" / "x.npz")
+        text = f"data: {{name: arrays, path: {path}}}\nmodule: {{name: supervised, network: mlp}}\n"
+        assert self.built(resolved(write(text, "there/recipe.yaml"))) == path
 
     @pytest.mark.parametrize("said", ["x.npz", "../x.npz", "deep/x.npz"])
     def test_in_a_run_they_are_relative_to_its_folder_and_mean_the_same(self, said: str, own_folder: Path) -> None:
+        self.there(own_folder / "there" / said)
         write(
             f"data: {{name: arrays, path: {said}}}\nmodule: {{name: supervised, network: mlp}}\n", "there/recipe.yaml"
         )

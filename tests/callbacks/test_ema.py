@@ -13,7 +13,6 @@ from torch.optim import SGD
 
 from lab import fit
 from lab.artifact import load_weights
-from lab.callbacks.checkpoints import Checkpoints
 from lab.callbacks.ema import EMA
 from lab.datamodules.digits import Digits
 from lab.modules.supervised import Supervised
@@ -31,13 +30,12 @@ class Seen(Callback):
         self.weights.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
 
 
-def trained(callbacks: list[Callback], folder: Path, **arguments: Any) -> Supervised:
+def trained(callbacks: list[Callback], folder: Path) -> Supervised:
     seed_everything(0, verbose=False)
     module = Supervised(ConvNet(10, 1, 4), Classification(10), partial(SGD, lr=0.1, momentum=0.9))
     trainer = Trainer(
         callbacks=callbacks, logger=False, accelerator="cpu", default_root_dir=folder, enable_progress_bar=False,
-        enable_model_summary=False, max_epochs=2, enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
-        **arguments,
+        enable_model_summary=False, max_epochs=2, enable_checkpointing=False,
     )  # fmt: skip
     trainer.fit(module, datamodule=Digits(batch_size=256))
     return module
