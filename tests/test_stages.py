@@ -273,7 +273,7 @@ def test_weights_of_another_network_are_refused_with_the_first_that_differ() -> 
         open_stage(run, "teacher")
 
 
-@pytest.mark.parametrize("name", ["distill", "supervised"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")))
 def test_every_bundled_recipe_runs_shortened(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", name, "--smoke"]) == 0
     folder = Path(capsys.readouterr().out.splitlines()[-1])

@@ -21,6 +21,7 @@ from lab.transforms import Augmentation, BatchTransform, Draw, Transform
 from lab.transforms.color import ColorJitter, Grayscale, Invert, grey
 from lab.transforms.geometry import Affine, Crop, Erasing, Flip, ResizedCrop
 from lab.transforms.mix import CutMix, Mixup
+from lab.transforms.tokens import TokenDropout
 
 PHOTOS = torch.stack([torch.tensor(photo).permute(2, 0, 1) for photo in load_sample_images().images])
 BATCH = PHOTOS[:, :, :96, :128].float().div(255).repeat(3, 1, 1, 1)
@@ -258,3 +259,15 @@ def test_a_transform_of_ones_own_is_a_callable_on_one_image() -> None:
     result = augmented(noisy, BATCH, torch.arange(6))
     assert len({float(noise) for noise in (result - BATCH)[:, 0, 0, 0]}) == 6
     assert isinstance(Flip(), BatchTransform)
+
+
+def test_dropped_tokens_are_unknown_padding_stays_and_a_token_has_its_own_chance() -> None:
+    ids = torch.arange(2, 52).repeat(400, 1)
+    ids[:, 40:] = 0
+    dropped = TokenDropout(0.3)(ids, draw(400))
+    assert torch.equal(dropped[:, 40:], ids[:, 40:])
+    changed = dropped[:, :40] != ids[:, :40]
+    assert (dropped[:, :40][changed] == 1).all()
+    assert abs(changed.float().mean() - 0.3) < 0.02
+    assert (changed.float().mean(0) - 0.3).abs().max() < 0.1
+    assert len(changed.unique(dim=0)) == 400
