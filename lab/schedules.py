@@ -22,12 +22,9 @@ class _WarmUp(LRScheduler):
         optimizer: its learning rates are the highest.
         total_steps: of the training; the trainer's where it is left out.
         epoch_steps: steps an epoch; the trainer's where it is left out.
-        warmup_epochs: the rise's length; may be a part of an epoch.
+        warmup_epochs: the rise's length; may be a part of an epoch. A shorter training ends within it.
         warmup_lr: where it begins.
         min_lr: where the fall ends.
-
-    Raises:
-        ValueError: the warm-up is as long as the training, or longer.
     """
 
     @checked
@@ -45,10 +42,6 @@ class _WarmUp(LRScheduler):
         self.warmup_steps = round(warmup_epochs * epoch_steps)
         self.warmup_lr = warmup_lr
         self.min_lr = min_lr
-        if self.warmup_steps and self.warmup_steps >= total_steps:
-            raise ValueError(
-                f"warmup_epochs={warmup_epochs:g} are {self.warmup_steps} steps, the training has {total_steps}"
-            )
         super().__init__(optimizer)
 
     @abstractmethod

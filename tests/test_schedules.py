@@ -60,9 +60,9 @@ def test_a_schedule_goes_on_from_its_saved_state() -> None:
     torch.testing.assert_close(torch.tensor(rates(second, 33)), torch.tensor(whole[17:]))
 
 
-def test_a_warm_up_as_long_as_the_training_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"warmup_epochs=5 are 50 steps, the training has 50"):
-        Cosine(optimizer(), 50, 10, warmup_epochs=5)
+def test_a_training_shorter_than_its_warm_up_ends_within_it() -> None:
+    seen = torch.tensor(rates(Cosine(optimizer(), 20, 10, warmup_epochs=5), 20))
+    torch.testing.assert_close(seen[:, 0], 0.4 * torch.arange(20) / 50)
 
 
 @pytest.mark.parametrize(("accumulate", "warm_up"), [(1, 15), (2, 8)])
