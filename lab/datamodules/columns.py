@@ -7,6 +7,7 @@ has them; floating-point numbers are a regression. Cells without a value have no
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -74,9 +75,9 @@ class ColumnData(OwnData):
             self._tables = load(self.path, self.config, self.revision, self.splits)  # type: ignore[arg-type]
         return self._tables
 
+    @abstractmethod
     def inputs(self, tables: Mapping[str, Table]) -> Tensor:
         """The inputs of all tables' rows, end to end: ``[N, ...]``."""
-        raise NotImplementedError
 
     def load(self) -> Splits:
         """The rows of each split."""

@@ -8,7 +8,6 @@ batches of b/w together see what one process with batches of b sees, step by ste
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,13 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lab.batch import Labelled
-from lab.transforms import Augmentation
+from lab.transforms import Augmentation, hashed
 
 
 def seeded(*key: int | str) -> torch.Generator:
     """A generator of its own for ``key``: keys that differ anywhere give unrelated random numbers."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    return torch.Generator().manual_seed(hashed(*key))
 
 
 class Request(NamedTuple):
@@ -54,11 +52,6 @@ class Reader:
         self.samples = samples
         self.index = torch.arange(len(samples)) if samples.index is None else samples.index
         self.augmentation = augmentation
-
-    @property
-    def plain(self) -> bool:
-        """Whether the samples are served as they are."""
-        return self.augmentation is None and self.samples.inputs.dtype != torch.uint8
 
     @property
     def mixes(self) -> bool:
@@ -213,7 +206,7 @@ class Loader(ABC):
         order, size = self._order(epoch), len(self._among)
         elsewhere = self.reader.mixes and self.world_size > 1
         for step in range(first, len(self)):
-            begin, end = self._share(step, self.rank)
+            begin, end = self._share(step)
             partners = None
             if elsewhere:  # the mirrored samples of the global batch
                 low, high = step * self._span, self._end(step)
@@ -232,11 +225,11 @@ class Loader(ABC):
             order = torch.arange(size).repeat(rounds)
         return self._among[order[: self._length]]
 
-    def _share(self, step: int, rank: int) -> tuple[int, int]:
-        """Begin and end, in the epoch's order, of a process's part of a global batch."""
+    def _share(self, step: int) -> tuple[int, int]:
+        """Begin and end, in the epoch's order, of this process's part of a global batch."""
         begin = step * self._span
         size = self._end(step) - begin
-        return begin + size * rank // self.world_size, begin + size * (rank + 1) // self.world_size
+        return begin + size * self.rank // self.world_size, begin + size * (self.rank + 1) // self.world_size
 
     def _end(self, step: int) -> int:
         """Where, in the epoch's order, a global batch ends."""
@@ -252,15 +245,20 @@ class Batches(Loader):
             return
         order = None if self._in_order else self._order(epoch)
         for step in range(first, len(self)):
-            begin, end = self._share(step, self.rank)
+            begin, end = self._share(step)
             yield self._slice(begin, end) if order is None else self.reader.select(order[begin:end])
 
     def _slice(self, begin: int, end: int) -> Labelled:
         batch = self.reader.samples[begin:end]
         task = batch.task if batch.task is None else batch.task.clone()
         # Copies, so that a layer that works in place cannot change the data.
-        inputs = batch.inputs.clone() if self.reader.plain else pixels(batch.inputs)
-        return Labelled(inputs, batch.targets.clone(), self.reader.index[begin:end].clone(), task)
+        inputs = pixels(batch.inputs)
+        return Labelled(
+            inputs.clone() if inputs is batch.inputs else inputs,
+            batch.targets.clone(),
+            self.reader.index[begin:end].clone(),
+            task,
+        )
 
 
 class Streamed(Loader):

@@ -28,6 +28,11 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _TO_UNIT = np.float64(2.0**-24)
 
 
+def hashed(*key: int | str) -> int:
+    """64 bits of ``key``: keys that differ anywhere have nothing in common."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+
+
 @runtime_checkable
 class Transform(Protocol):
     """What a recipe may list under ``transforms``."""
@@ -49,9 +54,8 @@ class Draw:
     """
 
     def __init__(self, samples: Tensor, *key: int | str) -> None:
-        digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
         with np.errstate(over="ignore"):
-            self._state = _mixed(samples.numpy().astype(np.uint64) * _GOLDEN + np.frombuffer(digest, np.uint64))
+            self._state = _mixed(samples.numpy().astype(np.uint64) * _GOLDEN + np.uint64(hashed(*key)))
         self._drawn = 0
 
     def __len__(self) -> int:
