@@ -38,6 +38,7 @@ def fit(
     *,
     out: str | os.PathLike[str] | None = None,
     smoke: bool = False,
+    fresh: bool = False,
     imports: Iterable[str] = (),
 ) -> Run:
     """Train every stage of a recipe.
@@ -47,6 +48,7 @@ def fit(
         overrides: ``path=value`` each.
         out: where runs lie; ``runs`` in the working directory by default.
         smoke: a few batches of every stage.
+        fresh: train every stage, also those that an earlier run has finished just so.
         imports: packages whose classes the recipe may name, as ``--import``.
 
     Returns:
@@ -60,7 +62,7 @@ def fit(
 
     imports = list(imports)
     plan = source if isinstance(source, Plan) else load_recipe(source, overrides, imports=imports)
-    return stages.fit(plan, out=Path(out) if out is not None else None, smoke=smoke, imports=imports)
+    return stages.fit(plan, out=Path(out) if out is not None else None, smoke=smoke, fresh=fresh, imports=imports)
 
 
 def repeat(
@@ -71,6 +73,7 @@ def repeat(
     folds: int | None = None,
     out: str | os.PathLike[str] | None = None,
     smoke: bool = False,
+    fresh: bool = False,
     imports: Iterable[str] = (),
 ) -> list[Run]:
     """Train every stage of a recipe with several seeds, on several folds, or with each seed on each fold.
@@ -82,6 +85,7 @@ def repeat(
         folds: in how many parts the data are split; each is once what is tested on.
         out: where runs lie; ``runs`` in the working directory by default.
         smoke: a few batches of every stage.
+        fresh: train every stage, also those that an earlier run has finished just so.
         imports: packages whose classes the recipe may name, as ``--import``.
 
     Returns:
@@ -98,4 +102,4 @@ def repeat(
         allow(package)
     wanted = repetition.variants(source, overrides, seeds=seeds, folds=folds)
     where = Path(out) if out is not None else None
-    return list(repetition.fit(wanted, out=where, smoke=smoke, imports=imports))
+    return list(repetition.fit(wanted, out=where, smoke=smoke, fresh=fresh, imports=imports))

@@ -6,7 +6,7 @@ classes only. ``data.json`` has what the data learnt: plain values.
 
 from __future__ import annotations
 
-import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
 from lab.errors import UserError
-from lab.files import replacing, write_json
+from lab.files import inside, read_json, replacing, write_json
 
 WEIGHTS = "network.safetensors"
 DESCRIPTION = "network.json"
@@ -90,9 +90,9 @@ def describe(folder: Path) -> Description:
     Raises:
         ArtifactError: there is none, or its description is damaged.
     """
-    path = folder / DESCRIPTION
+    path = part(folder, DESCRIPTION)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         found = Description(data["kind"], data["component"], data["facts"])
     except FileNotFoundError as cause:
         raise ArtifactError(f"{folder} has no {DESCRIPTION}: its stage did not finish, or it is no stage") from cause
@@ -121,16 +121,63 @@ def load_learnt(folder: Path, data: LightningDataModule) -> None:
     Raises:
         ArtifactError: what was kept is damaged.
     """
-    path = folder / LEARNT
-    if not path.is_file():
+    path = part(folder, LEARNT)
+    if not path.exists():
         return
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path)
         owner, state = str(saved["data"]), dict(saved["learnt"])
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise ArtifactError(f"{path} is damaged: {type(cause).__name__} {cause}") from cause
     if owner == type(data).__qualname__ or hasattr(data, "learnt"):
-        data.load_state_dict(state)
+        try:
+            data.load_state_dict(state)
+        except Exception as cause:  # what anyone's data raise where they are told what they never learnt
+            raise ArtifactError(f"{path} is not what {type(data).__qualname__} learns: {cause}") from cause
+
+
+def part(folder: Path, name: str) -> Path:
+    """A file of a stage's folder.
+
+    Raises:
+        UserError: a link leads out of the run that the stage is part of.
+    """
+    return inside(folder.parent, Path(folder.name, name))
+
+
+def weights_of(checkpoint: Path) -> dict[str, Tensor]:
+    """The tensors of a Lightning checkpoint.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, or holds anything else.
+    """
+    saved = unpickled(checkpoint)
+    state = saved.get("state_dict") if isinstance(saved, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ArtifactError(f"{checkpoint} is no checkpoint: it has no state_dict of tensors")
+    return state
+
+
+def unpickled(path: Path) -> Any:
+    """What ``torch.save`` wrote: tensors, numbers, strings, and lists and mappings of them; nothing in it is executed.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, or holds anything else.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} is no file" if path.exists() else f"{path} is not there")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as cause:
+        said = f"{path} is damaged, or holds more than tensors and plain values: nothing in it is run"
+        raise ArtifactError(said) from cause
+    except Exception as cause:  # damaged pickles raise whatever they like
+        raise ArtifactError(f"{path} cannot be read: {type(cause).__name__} {first_line(cause)}") from cause
+
+
+def first_line(cause: Exception) -> str:
+    """The first sentence of what may go on about C++ frames, or advise to load code after all."""
+    return str(cause).partition("\n")[0].partition(". ")[0]
 
 
 def load_weights(network: nn.Module, weights: Path | Mapping[str, Tensor], *, except_for: tuple[str, ...] = ()) -> None:
@@ -147,6 +194,8 @@ def load_weights(network: nn.Module, weights: Path | Mapping[str, Tensor], *, ex
     source = "the checkpoint"
     if isinstance(weights, Path):
         source = str(weights)
+        if not part(weights.parent, weights.name).is_file():
+            raise ArtifactError(f"{source} cannot be read: there is no such file")
         try:
             weights = load_file(weights)
         except (OSError, SafetensorError) as cause:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 
@@ -18,9 +17,15 @@ from lab import artifact, recipe, run, trainer
 from lab.build import Builder
 from lab.check import check, component
 from lab.document import Place, Problem, RecipeError
+from lab.files import inside
 from lab.plan import Component, From, Plan, Stage
+from lab.recipe import shown
+from lab.registry import KINDS
 from lab.run import Run
-from lab.types import check_types
+from lab.types import check_component, check_types
+
+PARTS = ("modules", "networks", "objectives", "optimizers", "schedulers", "transforms")
+"""The kinds of which a saved network is made; to build others has effects, such as a logger's files."""
 
 
 @dataclass
@@ -73,17 +78,16 @@ def fetch(reference: From, facts: Mapping[str, Any], this: Run | None) -> tuple[
     Raises:
         ArtifactError: there is none, or not of that kind.
     """
-    folder = _source(reference, this)
+    folder = source_of(reference, this)
     saved = artifact.describe(folder)
     kind, spec = saved.kind, saved.component
     reset = reference.head == "reset"
     if reset:
         spec = {**spec, "num_classes": facts.get("num_classes", spec.get("num_classes"))}
-    place = Place(str(folder / artifact.DESCRIPTION), is_file=True)
-    network: nn.Module = Builder(0).build(component(kind, spec, place))
+    network: nn.Module = Builder(0).build(_described(folder, kind, spec))
     weights: Any = folder / artifact.WEIGHTS
     if reference.checkpoint == "last":
-        state = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+        state = artifact.weights_of(artifact.part(folder, "checkpoints/last.ckpt"))
         prefix = "network." if all(f"network.{key}" in state for key in network.state_dict()) else ""
         weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     prefixes = _prefixes(network, getattr(network, "head", None)) if reset else ()
@@ -102,7 +106,7 @@ def _prefixes(network: nn.Module, part: object) -> tuple[str, ...]:
     return tuple(f"{name}." for name, module in named if name and id(module) in parts)
 
 
-def _source(reference: From, this: Run | None) -> Path:
+def source_of(reference: From, this: Run | None) -> Path:
     """The folder of the stage that a reference names."""
     if "/" not in reference.source:
         if this is None:
@@ -155,9 +159,48 @@ def _as_saved(stage: Stage, saved: artifact.Description, this: Run) -> Stage:
     network = stage.module.arguments.get("network")
     if saved.kind != "networks" or not isinstance(network, Component):
         return stage
-    place = Place(str(this.stage(stage.name) / artifact.DESCRIPTION), is_file=True)
-    found = replace(component("networks", saved.component, place), path=network.path)
+    found = replace(_described(this.stage(stage.name), "networks", saved.component), path=network.path)
     return replace(stage, module=replace(stage.module, arguments={**stage.module.arguments, "network": found}))
+
+
+def _described(folder: Path, kind: str, spec: Mapping[str, Any]) -> Component:
+    """The component that a stage's ``network.json`` describes.
+
+    Raises:
+        RecipeError: it names nothing that is registered, or says what its class doesn't take.
+        ArtifactError: it refers to what is not in the folder: other runs, files, a hub.
+    """
+    file = folder / artifact.DESCRIPTION
+    found = component(kind, spec, Place(str(file), is_file=True))
+    check_component(found)
+    for part in found.components():
+        if isinstance(part, Component) and part.kind not in PARTS:
+            raise artifact.ArtifactError(
+                f"{file} is damaged: {part.name} is {KINDS[part.kind].one}, no part of a network"
+            )
+        outside = part.signature.attributes.get("outside", ()) if isinstance(part, Component) else ("from",)
+        said = part.plain()
+        for name in outside if isinstance(outside, tuple | list) else ():
+            if said.get(str(name)):
+                raise artifact.ArtifactError(
+                    f"{file} is damaged: a saved network has all its weights, it takes none by `{name}:` "
+                    f"{shown(said[str(name)])}"
+                )
+    return found
+
+
+def _chosen(this: Run, name: str) -> Path | None:
+    """The checkpoint that a stage's results name, which is in the run; None where none was kept."""
+    file = this.folder / "results.json"
+    try:
+        said = this.results["stages"][name]["checkpoint"]
+    except (KeyError, TypeError) as cause:
+        raise artifact.ArtifactError(f"{file} is damaged: it has no checkpoint of {name}") from cause
+    if said is None:
+        return None
+    if not isinstance(said, str):
+        raise artifact.ArtifactError(f"{file} is damaged: {shown(said)} is no checkpoint")
+    return inside(this.folder, said)
 
 
 def _load(built: Built, this: Run) -> None:
@@ -169,12 +212,12 @@ def _load(built: Built, this: Run) -> None:
     beside = {key for key, tensor in own.items() if id(tensor) not in inside}
     if not beside:
         return
-    chosen = this.results["stages"][name]["checkpoint"]
+    chosen = _chosen(this, name)
     if chosen is None:
         raise artifact.ArtifactError(
             f"{this.id}/{name}: {min(beside)} is not in its network, and no checkpoint was kept that has it"
         )
-    saved = torch.load(this.folder / chosen, map_location="cpu", weights_only=True)["state_dict"]
+    saved = artifact.weights_of(chosen)
     weights = {key: saved.get(key) if key in beside else tensor for key, tensor in own.items()}
     artifact.load_weights(built.module, {key: tensor for key, tensor in weights.items() if tensor is not None})
 

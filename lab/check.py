@@ -37,7 +37,7 @@ OWN_TRAINER_KEYS = {
 
 GIVEN: dict[str, dict[str, str]] = {
     "callbacks": {"monitor": "the module", "mode": "the module", "title": "the run"},
-    "loggers": {"save_dir": "the run", "group": "the run", "job_type": "the run", "title": "the run"},
+    "loggers": {"save_dir": "the run", "group": "the run", "job_type": "the run", "title": "the run", "id": "the run"},
     "schedulers": {"total_steps": "the trainer", "T_max": "the trainer", "epoch_steps": "the trainer"},
 }
 """What lab fills when a recipe leaves it out, by kind; ``seed`` and the data's facts are filled in every kind."""
@@ -349,6 +349,9 @@ class _Finder:
         result: dict[str, Component | None] = {}
         for key, child in node.value.items():
             path = ("callbacks", key)
+            if not key.isprintable():
+                self.say(child.key or child.place, path, "a callback's name is one line of printable text")
+                continue
             if child.value is None:
                 result[key] = None
                 continue
@@ -365,8 +368,15 @@ class _Finder:
         if node is None or node.value in (None, False):
             return []
         children = node.items if isinstance(node.value, list) else [node]
-        found = [self.component(child, "loggers", ("logger",)) for child in children]
-        return [logger for logger in found if isinstance(logger, Component)]
+        found: list[Component] = []
+        for child in children:
+            logger = self.component(child, "loggers", ("logger",))
+            if not isinstance(logger, Component):
+                continue
+            if logger.plain() in [other.plain() for other in found]:
+                self.say(child.place, ("logger",), f"{logger.name} stands twice, and would write into the same place")
+            found.append(logger)
+        return found
 
     def _seed(self, node: Node | None) -> int:
         if node is None:

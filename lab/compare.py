@@ -66,6 +66,8 @@ class Comparison:
     Args:
         columns: what the lists in ``recipe`` are in the order of: groups, or the stages of the only one.
         recipe: the keys that differ, each with every column's value.
+        provenance: what else differs between the runs, of code, environment and data, each with the values of every
+            group's runs.
         notes: what limits the figures, a sentence each.
     """
 
@@ -75,6 +77,7 @@ class Comparison:
     differences: list[Difference]
     columns: list[str]
     recipe: dict[str, list[Any]]
+    provenance: dict[str, list[list[str]]]
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -101,6 +104,10 @@ class Comparison:
                 for d in self.differences
             ],
             "recipe": {key: dict(zip(self.columns, values, strict=True)) for key, values in self.recipe.items()},
+            "provenance": {
+                what: {group.label: found for group, found in zip(self.groups, values, strict=True)}
+                for what, values in self.provenance.items()
+            },
             "notes": self.notes,
         }  # fmt: skip
 
@@ -134,8 +141,8 @@ def compare(
         notes.append("folds share training data: intervals are narrower and p smaller than with independent data")
     pairs = _pairs(groups, rows, baseline, every_pair)
     columns, differing = _differing(groups)
-    notes += _provenance(groups)
-    return Comparison(groups, rows, chosen, _differences(pairs, chosen), columns, differing, notes)
+    tests = _differences(pairs, chosen)
+    return Comparison(groups, rows, chosen, tests, columns, differing, _provenance(groups), notes)
 
 
 def _rows(group: Group, several: bool, notes: list[str]) -> Iterator[Row]:
@@ -257,22 +264,50 @@ def _differing(groups: Sequence[Group]) -> tuple[list[str], dict[str, list[Any]]
     return columns, {**({"stages": lists} if len(set(lists)) > 1 else {}), **found}
 
 
-def _provenance(groups: Sequence[Group]) -> list[str]:
-    """What else differs between the runs: commit, versions, data; one sentence or none."""
-    members = [member for group in groups for member in group.members]
-    facts: dict[str, list[str]] = {}
-    for member in members:
-        git = member.manifest.get("git") or {}
-        changed = f"+{str(git.get('diff_sha256'))[:6]}" if git.get("dirty") else ""
-        facts.setdefault("git commit", []).append(f"{str(git.get('commit') or 'none')[:7]}{changed}")
-        for package, version in (member.manifest.get("versions") or {}).items():
-            facts.setdefault(package, []).append(str(version))
-        if member.seed[1] is None:
-            for stage, digest in (member.manifest.get("data") or {}).items():
-                if stage in member.stages:
-                    facts.setdefault(f"data of {stage}", []).append(str(digest)[:7])
-    told = [f"{what} ({', '.join(dict.fromkeys(found))})" for what, found in facts.items() if len(set(found)) > 1]
-    return [f"the runs differ in {'; '.join(told)}"] if told else []
+def _provenance(groups: Sequence[Group]) -> dict[str, list[list[str]]]:
+    """What else differs between the runs, in the order code, environment, data: what each group's have, each once."""
+    found: dict[str, list[list[str]]] = {}
+    facts = [[_facts(member) for member in group.members] for group in groups]
+    names = dict.fromkeys(name for group in facts for said in group for name in said)
+    for name in sorted(names, key=lambda name: next(i for i, kind in enumerate(_KINDS) if name.startswith(kind))):
+        # what a run does not tell of (a stage that it has not, data of a fold) is no difference
+        values = [list(dict.fromkeys(said[name] for said in group if name in said)) for group in facts]
+        if len({value for group in values for value in group}) > 1:
+            found[name] = values
+    return found
+
+
+_KINDS = ("git", "code", "", "data")
+"""What facts begin with, in the order in which they are told; all of the environment begins otherwise."""
+
+
+def _facts(member: Member) -> dict[str, str]:
+    """What decides a run's figures beside its recipe."""
+    manifest = member.manifest
+    git = _mapping(manifest.get("git"))
+    changed = f"+{str(git.get('diff_sha256'))[:6]}" if git.get("dirty") else ""
+    facts = {"git commit": f"{str(git.get('commit') or 'none')[:7]}{changed}"}
+    for stage in member.stages:
+        sources = _mapping(member.results["stages"].get(stage, {}).get("fingerprint")).get("code")
+        facts |= {f"code of {package}": digest for package, _, digest in (s.partition("=") for s in _words(sources))}
+    for package, version in _mapping(manifest.get("versions")).items():
+        facts[package] = str(version or "none")
+    for plugin, version in _mapping(manifest.get("plugins")).items():
+        facts[f"plugin {plugin}"] = str(version or "none")
+    hardware = _mapping(manifest.get("hardware"))
+    facts |= {key: report.said(hardware[key]) or "none" for key in ("processor", "cpus", "gpus") if key in hardware}
+    if member.seed[1] is None:
+        data = _mapping(manifest.get("data"))
+        facts |= {f"data of {stage}": str(data[stage])[:12] for stage in member.stages if stage in data}
+    return facts
+
+
+def _words(value: Any) -> list[str]:
+    return value.split() if isinstance(value, str) else []
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _plain(found: Estimate) -> dict[str, Any]:

@@ -174,7 +174,12 @@ def parse(text: str, place: Place) -> Node:
 def dump(data: Any) -> str:
     """Plain data as YAML that :func:`parse` reads back equal: block mappings, short leaves on one line."""
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=ONE_LINE, allow_unicode=True)
-    return text
+    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    """A character that a terminal or editor would obey, such as one that turns text around, in a quoted scalar."""
+    return f"\\U{ord(character):08x}" if ord(character) > 0xFFFF else f"\\u{ord(character):04x}"
 
 
 class _Composer:
@@ -344,10 +349,6 @@ def _resolve(text: str, place: Place) -> Scalar:
     return text
 
 
-_BREAKS = "\r\x85\u2028\u2029"
-"""What YAML 1.1 takes for the end of a line: kept by its escape only."""
-
-
 class _Dumper(yaml.SafeDumper):
     """Quotes text that either YAML 1.1 or 1.2 would read as something else."""
 
@@ -355,7 +356,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_scalar(self, tag: str, value: str, style: str | None = None) -> yaml.ScalarNode:
-        if any(c in value for c in _BREAKS):
+        if not value.replace("\n", "").isprintable():  # also what YAML 1.1 takes for the end of a line
             style = '"'
         return super().represent_scalar(tag, value, style)
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lab.errors import UserError
+
 OR_NAME = "lab.ranges.PathOrName"
 """The annotation of a path in whose place a name may stand, such as a data set's on a hub."""
 SUFFIXES = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson", ".arrow", ".feather", ".npz")
@@ -25,6 +27,37 @@ def located(said: str, folder: Path, *, or_name: bool = False) -> Path | str:
     path = folder / Path(said).expanduser()
     looks_local = said.startswith((".", "/", "~")) or said.lower().endswith(SUFFIXES)
     return said if or_name and not looks_local and not path.exists() else path
+
+
+def inside(folder: Path, path: str | Path) -> Path:
+    """A path in a folder, which must not lead out of it: what was copied from elsewhere may say ``..``, or link.
+
+    Raises:
+        UserError: it does.
+    """
+    found = folder / path
+    try:
+        stays = found.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a name that no file can have
+        stays = False
+    if not stays:
+        raise UserError(f"{found} leads out of {folder}, or nowhere: it is not read")
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        OSError: it is no file, or cannot be read.
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError("it is no file but a folder, a pipe or a device")  # a pipe would be waited for
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as cause:
+        raise ValueError("it is nested too deeply") from cause
 
 
 @contextlib.contextmanager

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
+from html import escape as _escape
+from pathlib import Path
 from typing import Any
 
 from lab import pictures, report
 from lab.compare import Comparison, Row
+from lab.errors import UserError
+from lab.files import inside
 from lab.groups import Member
 
 EMBEDDED = 8_000_000
 """Bytes of a run's pictures that a page takes in."""
 MEDIA = {".png": "image/png", ".gif": "image/gif"}
+SIGNATURES = {".png": b"\x89PNG\r\n", ".gif": b"GIF8"}
+"""What such files begin with."""
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --dim: #66727f; --line: #dfe4ea; --paper: #fff; --card: #f7f8fa; }
@@ -48,6 +53,11 @@ pre { overflow-x: auto; padding: .75rem; background: var(--card); border-radius:
 summary { cursor: pointer; margin: .5rem 0; }
 ul { padding-left: 1.1rem; }
 """
+
+
+def escape(text: str) -> str:
+    """Text as HTML; characters that steer a terminal or an encoder, half ones too, are shown as Python writes them."""
+    return _escape("".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text))
 
 
 def page(found: Comparison) -> str:
@@ -108,8 +118,8 @@ def _gallery(rows: Iterable[Row]) -> list[str]:
     room = EMBEDDED
     for row in rows:
         first = row.members[0]
-        for path in sorted((first.run.stage(row.stage) / "pictures").glob("*")):
-            if path.suffix not in MEDIA or (path.stem == "curves" and len(row.members) > 1):
+        for path in _drawn(first.run.folder, row.stage):
+            if path.stem == "curves" and len(row.members) > 1:
                 continue
             told = f"{row.name}: {path.stem}" + (f", seed {first.seed[0]}" if len(row.members) > 1 else "")
             if (room := room - path.stat().st_size) < 0:
@@ -118,6 +128,23 @@ def _gallery(rows: Iterable[Row]) -> list[str]:
             image = f'<img alt="{escape(told)}" src="data:{MEDIA[path.suffix]};base64,{data}">'
             shown.append(f"<figure>{image}<figcaption>{escape(told)}</figcaption></figure>")
     return shown
+
+
+def _drawn(run: Path, stage: str) -> list[Path]:
+    """A stage's pictures; a file of another kind is none, whatever its name, nor is one outside the run's folder."""
+    return [path for path in sorted((run / stage / "pictures").glob("*")) if _is_picture(run, path)]
+
+
+def _is_picture(run: Path, path: Path) -> bool:
+    signature = SIGNATURES.get(path.suffix)
+    try:
+        inside(run, path.relative_to(run))
+    except UserError:
+        return False
+    if signature is None or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(signature)) == signature
 
 
 def _runs(members: Sequence[Member]) -> str:

@@ -267,6 +267,8 @@ def _curves_of(row: Row) -> list[dict[tuple[str, str], Curve]]:
 def _read(path: Path) -> dict[tuple[str, str], Curve]:
     """The finite values of ``train/…`` and ``val/…`` by split and metric; plain modules write ``val_acc``."""
     found: dict[tuple[str, str], Curve] = {}
+    if not path.is_file():  # a pipe would be waited for
+        return found
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)

@@ -109,6 +109,11 @@ def bundled() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def names(said: str) -> bool:
+    """Whether a command's argument means a recipe, a file or a bundled one, and not a run."""
+    return said.endswith((".yaml", ".yml")) or os.path.isfile(said) or said in bundled()  # noqa: PTH113  # never raises
+
+
 def merge(base: Node, over: Node) -> Node:
     """``over`` on top of ``base``, by the one rule that all merging follows."""
     if not isinstance(over.value, dict):

@@ -60,6 +60,7 @@ def fit(
     *,
     out: Path | None = None,
     smoke: bool = False,
+    fresh: bool = False,
     command: Sequence[str] = (),
     imports: Sequence[str] = (),
     tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
@@ -67,6 +68,7 @@ def fit(
     """Train the variants one after the other in one group; yields each run when it has ended, also one that failed.
 
     Args:
+        fresh: take over no stage that an earlier run has.
         tell: is given a line before each run, and one about each failure.
 
     Raises:
@@ -79,7 +81,9 @@ def fit(
     for number, variant in enumerate(wanted, 1):
         tell(f"run {number} of {len(wanted)}: {variant.label}")
         try:
-            yield stages.fit(variant.plan, out=out, smoke=smoke, command=command, imports=imports, group=group)
+            yield stages.fit(
+                variant.plan, out=out, smoke=smoke, fresh=fresh, command=command, imports=imports, group=group
+            )
         except stages.StageFailed as failure:
             tell(f"{variant.label} failed: {failure}")
             yield failure.run

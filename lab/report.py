@@ -50,6 +50,8 @@ def scoreboard(results: Mapping[str, Any]) -> Table:
     for name, stage in stages.items():
         parent = stages.get(stage.get("parent") or "", {})
         label = Text(name)
+        if stage.get("cached"):
+            label.append("\ncached", style="dim")
         if stage.get("status") != "finished":
             label.append(f"\n{stage.get('status')}", style="red")
         cells = [_cell(key, _value(stage, key), _value(parent, key)) for key in keys]
@@ -62,12 +64,14 @@ Cells = tuple[list[str], list[list[str]]]
 
 
 def comparison(found: Comparison) -> list[RenderableType]:
-    """Runs side by side: the rows, the tests of their differences, what differs in the recipes, and notes."""
+    """Runs side by side: the rows, the tests of their differences, what differs in the recipes and besides, notes."""
     tables = [_table(*summary(found), justify="right")]
     if found.differences:
         tables.append(_table(*differences(found), justify="right"))
     if found.recipe:
         tables.append(_table(*recipes(found), justify="left"))
+    if found.provenance:
+        tables.append(_table(*provenance(found), justify="left"))
     return [*tables, *(Text(f"note: {note}") for note in found.notes)]
 
 
@@ -110,6 +114,12 @@ def differences(found: Comparison) -> Cells:
 def recipes(found: Comparison) -> Cells:
     """The keys that differ and what each group, or each stage of the only one, says."""
     return ["recipe", *found.columns], [[key, *map(said, values)] for key, values in found.recipe.items()]
+
+
+def provenance(found: Comparison) -> Cells:
+    """What differs besides the recipes, and what the runs of each group have."""
+    head = ["besides the recipe", *(group.label for group in found.groups)]
+    return head, [[what, *(", ".join(seen) or "–" for seen in values)] for what, values in found.provenance.items()]
 
 
 def said(value: Any) -> str:

@@ -6,6 +6,8 @@ a folder for every stage. Folders are never shared, and every file in them is wr
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -15,10 +17,10 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lab import document
 from lab.errors import UserError
@@ -27,6 +29,7 @@ from lab.plan import Component, From, Plan
 from lab.registry import nearest
 
 SCHEMA = 1
+LOCK = ".lock"
 RUNS = Path("runs")
 TIME = "%Y-%m-%dT%H:%M:%S%z"
 VERSIONS = ("lightning-lab", "torch", "lightning", "torchmetrics", "numpy", "safetensors", "wandb")
@@ -65,12 +68,33 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``running``, ``finished``, ``failed``, ``interrupted`` or ``gated``."""
+        """``running``, ``finished``, ``gated``, ``failed``, ``interrupted`` (Ctrl-C) or ``stopped`` (SIGTERM)."""
         return str(self.results.get("status", "running"))
 
     def stage(self, name: str) -> Path:
         """A stage's folder."""
         return self.folder / name
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from writing to the run.
+
+        Raises:
+            UserError: one does already.
+        """
+        with (self.folder / LOCK).open("w") as file:
+            if not _locked(file):
+                raise UserError(f"{self.folder} is being written by another process: wait for it, or stop it first")
+            yield
+
+    @property
+    def busy(self) -> bool:
+        """Whether a process writes to the run now."""
+        try:
+            with (self.folder / LOCK).open("r+") as file:
+                return not _locked(file)
+        except FileNotFoundError:
+            return False
 
     def note(self, **changes: Any) -> None:
         """Add to the manifest."""
@@ -85,6 +109,12 @@ class Run:
         for name, result in (stages or {}).items():
             if self.stage(name).is_dir():
                 write_json(self.stage(name) / "results.json", dict(result))
+
+    def forget(self, name: str) -> None:
+        """Drop a stage's result: it is to be trained."""
+        results = self.results
+        kept = {stage: result for stage, result in results["stages"].items() if stage != name}
+        write_json(self.folder / "results.json", {**results, "stages": kept})
 
 
 def create(
@@ -118,6 +148,18 @@ def create(
         folder / "results.json", {"schema": SCHEMA, "run": run.id, "status": "running", "seed": seed, "stages": {}}
     )
     return run
+
+
+def changed_since(this: Run) -> list[str]:
+    """What is not as it was when a run began, a sentence each: packages, and the hardware."""
+    manifest = this.manifest
+    then = {**manifest.get("versions", {}), **manifest.get("plugins", {})}
+    now = {name: platform.python_version() if name == "python" else _version(name) for name in then}
+    lines = [f"{name} was {then[name]} and is {now[name]}" for name in then if then[name] != now[name]]
+    before, after = manifest.get("hardware", {}), _hardware()
+    return lines + [
+        f"{key}: {before[key]} then, {after[key]} now" for key in after if before.get(key, after[key]) != after[key]
+    ]
 
 
 def locate(reference: str, base: Path = Path()) -> tuple[Run, str | None]:
@@ -158,6 +200,17 @@ def folders(out: Path = RUNS) -> list[Path]:
     return [manifest.parent for manifest in out.glob("*/*/manifest.json")]
 
 
+def _locked(file: IO[str]) -> bool:
+    """Take the file's lock, which goes when it is closed or its process dies; False where another has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -188,6 +241,7 @@ def _manifest(
         "started": time.strftime(TIME),
         "seed": next(iter(plan.stages.values())).seed,
         "parents": parents,
+        "origins": _origins(run, plan),
         "plugins": {name: _version(name) for name in plugins},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONS}},
         "hardware": _hardware(),
@@ -195,6 +249,30 @@ def _manifest(
         "data": {},
         "callbacks": {},
     }
+
+
+def _origins(run: Run, plan: Plan) -> dict[str, str]:
+    """The folders of the stages of other runs that the plan takes networks from: what ``latest`` means now, too."""
+    references = [c for stage in plan.stages.values() for c in stage.components() if isinstance(c, From)]
+    found: dict[str, str] = {}
+    for reference in references:
+        if "/" in reference.source:
+            with contextlib.suppress(UserError):  # told where the network is read
+                folder = stage_of(*locate(reference.source, reference.folder))
+                found[reference.source] = Path(os.path.relpath(folder, run.folder)).as_posix()
+    return found
+
+
+def stage_of(run: Run, name: str | None) -> Path:
+    """The folder of a run's stage, by name, or of its only one.
+
+    Raises:
+        RunNotFound: it has several.
+    """
+    stages = list(run.results.get("stages", {}))
+    if name is None and len(stages) != 1:
+        raise RunNotFound(f"{run.id} has the stages {', '.join(stages)}: name one")
+    return run.stage(name or stages[0])
 
 
 def _version(package: str) -> str | None:
@@ -207,7 +285,11 @@ def _version(package: str) -> str | None:
 def _hardware() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else []
-    return {"platform": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}
+    threads = torch.get_num_threads() if torch else None  # sums of other numbers of threads are rounded otherwise
+    return {
+        "platform": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count(), "threads": threads,
+        "gpus": gpus,
+    }  # fmt: skip
 
 
 def _git(folder: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from typing_extensions import override
 
 LOG_EVERY_N_STEPS = 25
@@ -103,7 +104,8 @@ def make(
     )
 
 
-def processes(arguments: Mapping[str, Any]) -> int:
-    """On how many processes a trainer with these arguments would train."""
+def processes(arguments: Mapping[str, Any]) -> tuple[int, bool]:
+    """On how many processes a trainer with these arguments would train, and whether its strategy starts them itself."""
     with quiet():
-        return Trainer(**arguments, logger=False, enable_checkpointing=False).world_size
+        planned = Trainer(**arguments, logger=False, enable_checkpointing=False)
+    return planned.world_size, isinstance(planned.strategy.launcher, _MultiProcessingLauncher)

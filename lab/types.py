@@ -1,13 +1,14 @@
 """Types and ranges: what is wrong with a plan's values, told before anything is built or written.
 
-Every class that the plan names is imported. Values are held against annotations; optimizers, schedulers and the
-Trainer, which check their ranges when they are built, are built once for nothing.
+Every class that the plan names is imported. Values are held against annotations; optimizers, schedulers, Lightning's
+callbacks and its Trainer, which check their ranges when they are built, are built once for nothing.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import math
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -45,8 +46,20 @@ def check_types(plan: Plan) -> None:
         for component in stage.components():
             if isinstance(component, Component):
                 problems += _problems(component, _key(stage, component.path))
+        problems += _colliding(stage)
         problems += _trainer_problems(stage, _key(stage, ("trainer",)))
     if problems:
+        raise RecipeError(once(problems))
+
+
+def check_component(component: Component) -> None:
+    """The same for a component that stands alone, as in a network's JSON file.
+
+    Raises:
+        RecipeError: every problem, with its place.
+    """
+    parts = [part for part in component.components() if isinstance(part, Component)]
+    if problems := [problem for part in parts for problem in _problems(part, ".".join(part.path))]:
         raise RecipeError(once(problems))
 
 
@@ -77,7 +90,7 @@ def _problems(component: Component, key: str) -> Iterator[Problem]:
     for name, value in component.arguments.items():
         if isinstance(value, Node) and name in hints:
             _, problem = typed(hints[name], _located(value, hints[name]))
-            if problem:
+            if problem := problem or (_not_finite(value) if kind.factory else None):
                 sound = False
                 yield Problem(value.place, f"{key}.{name}", _not_typed(component, name, problem, value))
         for child in _children(value):
@@ -88,8 +101,54 @@ def _problems(component: Component, key: str) -> Iterator[Problem]:
                     yield Problem(child.place, f"{key}.{name}", _not_typed(component, name, str(said[0]), child))
             elif (wrong := _wrong_class(child, hints.get(name))) is not None:
                 yield Problem(child.place, f"{key}.{name}", wrong)
-    if sound and kind.factory:
+    if sound and (kind.factory or _is_lightnings(component)):
         yield from _refused(component, target, key)
+
+
+def _not_finite(value: Node) -> str | None:
+    """What is wrong with infinities and NaN, which optimizers take without a word."""
+    numbers = [v for v in (value.value, *(item.value for item in value.items)) if isinstance(v, float)]
+    return None if all(map(math.isfinite, numbers)) else "should be a finite number"
+
+
+def _is_lightnings(component: Component) -> bool:
+    """Whether it is a callback of Lightning's own: building one has no effects."""
+    return component.kind == "callbacks" and component.entry.target.startswith("lightning.")
+
+
+def _colliding(stage: Stage) -> Iterator[Problem]:
+    """Callbacks whose state a checkpoint could not tell apart, which Lightning refuses when training starts."""
+    seen: dict[str, str] = {}
+    for name, component in stage.callbacks.items():
+        if component is None or (state := _state_key(component)) is None:
+            continue
+        if (other := seen.setdefault(state, name)) != name:
+            message = f"is the same {component.name} as callbacks.{other}, as far as its state tells: remove one"
+            yield Problem(component.place, _key(stage, ("callbacks", name)), message)
+
+
+def _state_key(component: Component) -> str | None:
+    """What a callback's state is called in a checkpoint; None where it has none, or nobody knows before it is built."""
+    from lightning.pytorch import Callback
+
+    try:
+        target = component.entry.load()
+    except BrokenPlugin:
+        return None
+    if not isinstance(target, type) or not issubclass(target, Callback) or target.state_dict is Callback.state_dict:
+        return None
+    if target.state_key is Callback.state_key:
+        return target.__qualname__
+    values = {name: value.plain() for name, value in component.arguments.items() if isinstance(value, Node)}
+    if not _is_lightnings(component) or _raised(lambda **_: _callback(component, target, values), {}):
+        return None
+    return str(_callback(component, target, values).state_key)
+
+
+def _callback(component: Component, target: Any, arguments: Mapping[str, Any]) -> Any:
+    """One that is never used; what the module will say it monitors is any metric here."""
+    given = {"monitor": "metric"} if "monitor" in component.filled else {}
+    return target(**given, **arguments)
 
 
 def _located(value: Node, hint: Any) -> Any:
@@ -152,7 +211,7 @@ def _classes(hint: Any) -> list[type]:
 
 
 def _refused(component: Component, target: Any, key: str) -> Iterator[Problem]:
-    """What an optimizer or scheduler says to its arguments, tried on one parameter: it checks their ranges."""
+    """What a factory or a callback says to its arguments, tried on one parameter: it checks their ranges."""
     hints = hints_of(component)
     values = {name: value for name, value in component.arguments.items() if isinstance(value, Node)}
     if len(values) < len(component.arguments):
@@ -171,6 +230,8 @@ def _refused(component: Component, target: Any, key: str) -> Iterator[Problem]:
             if type(scheduler).step is torch.optim.lr_scheduler.LRScheduler.step:
                 optimizer.step()
                 scheduler.step()  # only now do some divide by what they were given
+        else:
+            _callback(component, target, arguments)
 
     for name, cause in _blamed(make, arguments, needed):
         place = values[name].place if name else component.place

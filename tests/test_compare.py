@@ -29,7 +29,7 @@ def made(
     fold: int | None = None, **manifest: Any,
 ) -> Run:  # fmt: skip
     """A run's folder as ``lab fit`` leaves it."""
-    number = len(list(Path("runs").glob("*/*"))) if Path("runs").exists() else 0
+    number = len(list(Path("runs").glob("*/*/manifest.json")))
     folder = Path("runs") / recipe / f"20260101-000000-{number:06x}"
     folder.mkdir(parents=True)
     run = Run(folder)
@@ -188,11 +188,54 @@ def test_runs_in_which_nothing_finished_are_an_error() -> None:
         compared(run)
 
 
-def test_other_versions_commits_and_data_are_said_in_one_line() -> None:
-    one = made({"main": accuracy(0.9)}, versions={"torch": "2.1"}, git={"commit": "a" * 40}, data={"main": "x" * 64})
-    other = made({"main": accuracy(0.9)}, seed=1, versions={"torch": "2.2"}, git=None, data={"main": "y" * 64})
-    (note,) = compared(one, other).notes
-    assert note == "the runs differ in git commit (aaaaaaa, none); torch (2.1, 2.2); data of main (xxxxxxx, yyyyyyy)"
+def test_what_differs_besides_the_recipe_is_a_table_of_code_environment_and_data() -> None:
+    def fingerprinted(code: str) -> dict[str, Any]:
+        return {**accuracy(0.9), "fingerprint": {"code": code, "recipe": "r"}}
+
+    one = made(
+        {"main": fingerprinted("lab=1")}, versions={"torch": "2.1", "numpy": "2"}, git={"commit": "a" * 40},
+        data={"main": "x" * 64}, plugins={"plug": "1"}, hardware={"cpus": 2, "gpus": [], "platform": "Linux"},
+    )  # fmt: skip
+    other = made(
+        {"main": fingerprinted("lab=2")}, seed=1, versions={"torch": "2.2", "numpy": "2"}, git=None,
+        data={"main": "y" * 64}, plugins={"plug": "2"}, hardware={"cpus": 2, "gpus": ["H200"], "platform": "Darwin"},
+    )  # fmt: skip
+    dirty = made(
+        {"main": accuracy(0.9)},
+        recipe="other",
+        lr=0.5,
+        git={"commit": "a" * 40, "dirty": True, "diff_sha256": "f" * 64},
+        data={"main": "x" * 64},
+    )
+    found = compared(dirty, one, other)
+    assert list(found.provenance.items()) == [
+        ("git commit", [["aaaaaaa+ffffff"], ["aaaaaaa", "none"]]),
+        ("code of lab", [[], ["1", "2"]]),
+        ("torch", [[], ["2.1", "2.2"]]),
+        ("plugin plug", [[], ["1", "2"]]),
+        ("gpus", [[], ["[]", '["H200"]']]),
+        ("data of main", [["x" * 12], ["x" * 12, "y" * 12]]),
+    ]
+    assert found.as_dict()["provenance"]["torch"] == {"other": [], "r": ["2.1", "2.2"]}
+    text = shown(found)
+    assert re.search(r"besides the recipe +other +r", text)
+    assert re.search(r"git commit +aaaaaaa\+ffffff +aaaaaaa, none", text)
+    assert re.search(r"torch +– +2\.1, 2\.2", text)
+
+
+def test_runs_that_were_made_alike_have_nothing_besides() -> None:
+    alike = {"versions": {"torch": "2.1"}, "git": {"commit": "a" * 40}, "data": {"main": "x" * 64}}
+    found = compared(made({"main": accuracy(0.9)}, **alike), made({"main": accuracy(0.8)}, seed=1, **alike))
+    assert found.provenance == {}
+    assert "besides" not in shown(found)
+
+
+def test_code_is_told_package_by_package() -> None:
+    def stages(plug: str) -> dict[str, Any]:
+        codes = {"a": "lab=1", "b": f"lab=1 plug={plug}"}
+        return {name: {**accuracy(0.9), "fingerprint": {"code": code}} for name, code in codes.items()}
+
+    assert compared(made(stages("1")), made(stages("2"), seed=1)).provenance == {"code of plug": [["1", "2"]]}
 
 
 def test_metrics_are_chosen_by_their_short_name_too() -> None:
@@ -255,10 +298,10 @@ def test_the_page_of_a_comparison_needs_nothing_else() -> None:
     runs = pair_of_stages()
     folder = runs[0].stage("student") / "pictures"
     folder.mkdir()
-    (folder / "confusion.png").write_bytes(b"\x89PNG")
+    (folder / "confusion.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     text = page(compared(*runs))
     assert well_formed(text)
-    assert "data:image/png;base64,iVBORw==" in text
+    assert "data:image/png;base64,iVBORw0KGgo=" in text
     assert "0.9300 ± 0.0497" in text
     assert not re.search(r"(src|href)=\"(?!data:|#)", text)
     assert not re.search(r"url\((?!#)", text)
@@ -270,7 +313,7 @@ def test_the_command_writes_json_png_and_html(capsys: pytest.CaptureFixture[str]
     found = json.loads(capsys.readouterr().out)
     assert found["rows"][1]["metrics"]["test/accuracy"]["values"] == STUDENT
     assert found["differences"][0]["test"] == "paired t"
-    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert well_formed(Path("a.html").read_text())
 
 

@@ -11,7 +11,7 @@ from lab import Run, registry, repeat, stages
 from lab.cli import main
 from lab.errors import UserError
 from lab.repetition import variants
-from lab.run import locate
+from lab.run import folders, locate
 
 NETWORK = {"name": "mlp", "hidden": [8]}
 RECIPE: dict[str, Any] = {
@@ -29,7 +29,7 @@ def written(**changes: Any) -> str:
 
 
 def runs() -> list[Run]:
-    return [Run(path) for path in sorted(Path("runs").glob("*/*"))]
+    return [Run(path) for path in sorted(folders(), key=lambda folder: folder.name)]
 
 
 def test_seeds_are_ordinary_runs_in_one_group(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +45,7 @@ def test_seeds_are_ordinary_runs_in_one_group(capsys: pytest.CaptureFixture[str]
 
 def test_a_run_of_several_is_the_run_of_its_seed_alone() -> None:
     several = repeat(RECIPE, seeds=2)
-    (alone,) = repeat({**RECIPE, "seed": 4}, seeds=1)
+    (alone,) = repeat({**RECIPE, "seed": 4}, seeds=1, fresh=True)
     assert several[1].results["stages"] == {
         "main": {**alone.results["stages"]["main"], "train_seconds": pytest.approx(0, abs=60)}
     }

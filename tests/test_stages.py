@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lab import RecipeError, Run, fit
+import lab
+from lab import RecipeError, Run
 from lab.api import load_recipe
 from lab.artifact import ArtifactError
 from lab.assemble import build, open_stage
 from lab.cli import main
 from lab.stages import StageFailed
 
+fit = partial(lab.fit, fresh=True)  # what is compared is trained, not taken over
 OWN = {"optimizer": {"name": "adam", "lr": 0.01}}
 TEACHER = {"module": {"name": "supervised", "network": {"name": "convnet", "width": 4}, **OWN}}
 STUDENT = {
@@ -230,7 +233,7 @@ def test_a_stage_that_raises_ends_the_run_as_failed() -> None:
         StageFailed, match=r"stage student: the student's outputs are \(64, 4\), the teachers' \(64, 10\)"
     ):
         fit(recipe(teacher=TEACHER, student={**STUDENT, "data": {"name": "arrays", "path": _four_classes()}}))
-    run = Run(next(Path("runs").glob("*/*")))
+    run = Run(next(Path("runs").glob("*/*/manifest.json")).parent)
     assert run.status == "failed"
     assert run.results["stages"]["teacher"]["status"] == "finished"
     assert "the student's outputs" in run.results["stages"]["student"]["error"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -48,6 +48,9 @@ EVERY_STEP = (
 
 class Lean(Callback):
     """A callback without those hooks of every step that it doesn't define itself: Lightning passes over None."""
+
+    watches_only: ClassVar[bool] = False
+    """Whether training would be the same without it: then nothing of it is saved, and it decides no result."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import time
@@ -11,17 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from typing_extensions import override
 
 from lab.callbacks import Lean
+from lab.callbacks.exact import Exact
 from lab.errors import UserError
 from lab.files import replacing
 from lab.ranges import Count, NonNegative, checked
@@ -35,19 +36,16 @@ class Checkpoints(Lean, Checkpoint):
     are the best if the module's ``selectable(epoch)``, where it has one, allows them and the metric is strictly better
     than before: of equals the earlier stays, NaN never wins, and the sanity check doesn't count.
 
-    Files are written at most once in ``every_seconds``: short epochs would spend their time on the disk. Which weights
-    are best doesn't depend on that: they are kept in memory, as the bytes of their file, until the next write, at the
-    latest when the fit ends or fails. ``kill -9`` can lose a best that is younger than ``every_seconds``, but then
-    ``last.ckpt``, which is written right after it, doesn't know of it either.
-
-    When the fit fails after a finished step (an error, Ctrl-C, SIGTERM), ``last.ckpt`` is written once more; after an
-    error or Ctrl-C it may hold part of a step. With several processes only SIGTERM does that: otherwise they may be at
-    different places.
+    ``last.ckpt`` is what a training goes on from (:mod:`lab.callbacks.exact`). It is written after the first step, so
+    that what cannot be saved is told at once, then at most once in ``every_seconds``, when the process is asked to
+    stop, and when training ends; never more than a twentieth of the time goes into it. The best weights wait in memory,
+    as the bytes of their file, until the next such moment: the two files always belong together, whenever a process is
+    killed.
 
     Args:
         monitor: the metric that decides; None: there is no best. lab gives the module's.
         mode: whether ``min`` or ``max`` of it is best.
-        every_n_epochs: epochs in between are neither candidates nor written.
+        every_n_epochs: epochs in between are no candidates.
         every_seconds: seconds between two writes, at least.
     """
 
@@ -67,7 +65,6 @@ class Checkpoints(Lean, Checkpoint):
         self._best: _Best | None = None
         self._held: io.BytesIO | None = None  # the best, not yet on disk
         self._due_at = 0.0
-        self._written_after = 0  # batches
         self._validated_after = -1
 
     @property
@@ -122,10 +119,12 @@ class Checkpoints(Lean, Checkpoint):
                 f"checkpoints writes one file, but {type(trainer.strategy).__name__} saves a folder of shards; "
                 "use ddp or fsdp, or remove it (callbacks: {checkpoints: null}) and bring a ModelCheckpoint"
             )
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning adds it outside
+        if stage == "fit" and not any(isinstance(callback, Exact) for callback in callbacks):
+            callbacks.append(Exact())  # it knows when states can be kept
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._written_after = _finished(trainer)
         self._due_at = 0.0
 
     @override
@@ -140,21 +139,27 @@ class Checkpoints(Lean, Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._consider(trainer, pl_module)
 
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer)
-        trainer.strategy.barrier("checkpoints")
+    def due(self) -> bool:
+        """Whether it is time to write."""
+        return time.monotonic() >= self._due_at
 
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
-            return
-        if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
-            return
-        try:
-            self._write(trainer)
-        except Exception as cause:  # what went wrong first is what has to be told
-            exception.add_note(f"The checkpoints were not updated either: {cause}")
+    def keep(self, trainer: Trainer) -> None:
+        """Write the best that is held, and the training as it is.
+
+        The best gets its name only when the other file knows of it: a process that is killed in between leaves a pair.
+        """
+        assert self._folder is not None
+        began = time.monotonic()
+        content = _checkpoint(trainer)
+        if self._held is not None and self._best is not None:
+            _save(trainer, self._folder / self._best.candidate, self._held)
+            self._held = None
+        _save(trainer, self._folder / "last.ckpt", content)
+        if trainer.is_global_zero:
+            self._settle()
+        trainer.strategy.barrier("checkpoints")
+        now = time.monotonic()
+        self._due_at = now + max(self.every_seconds, (now - began) * SPARE if self.every_seconds else 0.0)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -166,25 +171,36 @@ class Checkpoints(Lean, Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the best so far; without its file, or by another metric, there is none yet."""
         state = dict(state_dict)
-        if (state.pop("monitor"), state.pop("mode")) == (self.monitor, self.mode) and self._existing("best.ckpt"):
+        if state and (state.pop("monitor"), state.pop("mode")) == (self.monitor, self.mode):
             self._best = _Best(**state)
+        self._settle()
+        if not self._existing("best.ckpt"):
+            self._best = None
+
+    def _settle(self) -> None:
+        """Give the candidate that is known its name; any other is of a time that never came."""
+        if self._folder is None:
+            return
+        for path in self._folder.glob(f"{CANDIDATE}*"):
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                if self._best is not None and path.name == self._best.candidate:
+                    path.replace(self._folder / "best.ckpt")
+                else:
+                    path.unlink()
 
     def _existing(self, name: str) -> Path | None:
         path = self._folder / name if self._folder else None
         return path if path is not None and path.exists() else None
 
     def _consider(self, trainer: Trainer, module: LightningModule) -> None:
-        """See whether the weights are the best, and write what is due."""
+        """See whether the weights are the best."""
         if (trainer.current_epoch + 1) % self.every_n_epochs:
             return
-        now = None
         if self.monitor is not None and (self._validated_after == _finished(trainer) or not _validates(trainer)):
-            now = self._judge(trainer, module, self.monitor)
-        if trainer.strategy.broadcast(time.monotonic() >= self._due_at):
-            self._write(trainer, now)
+            self._judge(trainer, module, self.monitor)
 
-    def _judge(self, trainer: Trainer, module: LightningModule, monitor: str) -> io.BytesIO | None:
-        """The checkpoint of the weights as they are if they are the best."""
+    def _judge(self, trainer: Trainer, module: LightningModule, monitor: str) -> None:
+        """Hold the weights as they are if they are the best."""
         metrics = trainer.callback_metrics
         if monitor not in metrics:
             if _validates(trainer):
@@ -192,39 +208,38 @@ class Checkpoints(Lean, Checkpoint):
             if self._validated_after < 0:
                 rank_zero_warn(f"{_unknown(monitor, metrics)}; without validation data the last weights are chosen")
                 self._validated_after = 0
-            return None
+            return
         selectable = getattr(module, "selectable", None)
         if callable(selectable) and not selectable(trainer.current_epoch):
-            return None
+            return
         score = float(metrics[monitor])
         better = not math.isnan(score) and (
             self._best is None or (score < self._best.score if self.mode == "min" else score > self._best.score)
         )
         better, score = trainer.strategy.broadcast((better, score))  # processes may have seen other samples
-        if not better:
-            return None
-        self._best = _Best(score, trainer.current_epoch, {name: float(value) for name, value in metrics.items()})
-        self._held = _checkpoint(trainer)
-        return self._held
+        if better:
+            known = {name: float(value) for name, value in metrics.items()}
+            self._best = _Best(score, trainer.current_epoch, _finished(trainer), known)
+            self._held = _checkpoint(trainer)
 
-    def _write(self, trainer: Trainer, now: io.BytesIO | None = None) -> None:
-        """Write the best that is held, then the weights as they are, whose checkpoint may be at hand as ``now``."""
-        if self._folder is None:
-            return
-        if self._held is not None:
-            _save(trainer, self._folder / "best.ckpt", self._held)
-            self._held = None
-        if self._written_after != _finished(trainer):
-            _save(trainer, self._folder / "last.ckpt", now or _checkpoint(trainer))
-            self._written_after = _finished(trainer)
-        self._due_at = time.monotonic() + self.every_seconds
+
+CANDIDATE = ".best-"
+"""What the names begin with of files that are about to be ``best.ckpt``."""
+SPARE = 20
+"""Times as long as a write took, at least, until the next."""
 
 
 @dataclass
 class _Best:
     score: float
     epoch: int
+    batches: int
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def candidate(self) -> str:
+        """What its file is called until it is the best."""
+        return f"{CANDIDATE}{self.batches}.ckpt"
 
 
 def _finished(trainer: Trainer) -> int:

@@ -61,6 +61,8 @@ class Profile(Lean):
     A network that can't be run on one input, or data without inputs and targets, leaves its size alone.
     """
 
+    watches_only = True
+
     def __init__(self) -> None:
         self._example: Tensor | None = None
 

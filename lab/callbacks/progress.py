@@ -47,6 +47,8 @@ class Progress(Lean):
         title: what is trained; lab gives the stage's name.
     """
 
+    watches_only = True
+
     @checked
     def __init__(self, title: str = "") -> None:
         self.title = title

@@ -16,11 +16,15 @@ from typing import NoReturn
 from lab.cli.options import plain
 from lab.errors import UserError
 
-COMMANDS = ("fit", "test", "validate", "predict", "check", "show", "list", "describe", "new", "runs", "compare")
+COMMANDS = (
+    "fit", "resume", "test", "validate", "predict", "check", "show", "list", "describe", "new", "runs", "compare",
+    "verify-resume",
+)  # fmt: skip
 """Every command; ``lab/cli/<command>.py`` has it (``list`` is in ``listing.py``: the word is Python's)."""
-_FILES = {"list": "listing"}
+_FILES = {"list": "listing", "verify-resume": "verify_resume"}
 
 INTERRUPTED = 130
+STOPPED = 143
 
 
 def script() -> NoReturn:
@@ -35,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 done · 1 the run failed · 2 the command or recipe is wrong · 3 a gate was not met · 130 interrupted.
+        0 done · 1 the run failed · 2 the command or recipe is wrong · 3 a gate was not met · 130 interrupted ·
+        143 asked to stop.
     """
     parser = argparse.ArgumentParser(
         prog="lab", description="Train networks from recipes: one technique or a chain of them.", allow_abbrev=False
@@ -56,11 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         getattr(options, several).extend(extra)
     try:
         status: int = options.run(options)
-    except KeyboardInterrupt:
-        if options.debug:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if options.debug or (isinstance(stop, SystemExit) and not hasattr(stop, "run")):
             raise
-        print("lab: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        what = "interrupted" if isinstance(stop, KeyboardInterrupt) else "stopped"
+        print(f"lab: {what}{_goes_on(stop)}", file=sys.stderr)
+        return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else STOPPED
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone: nobody is left to tell
         return 0
@@ -86,5 +92,11 @@ def _tell(error: Exception, command: str) -> int:
         f"lab {command}: {plain(str(error)) if known else f'{type(error).__name__}: {plain(str(error))}'}",
         file=sys.stderr,
     )
-    print("--debug shows where", file=sys.stderr)
+    print(f"--debug shows where{_goes_on(error)}", file=sys.stderr)
     return 1
+
+
+def _goes_on(error: BaseException) -> str:
+    """How a run goes on that ended so; nothing where there is none yet."""
+    run = getattr(error, "run", None)
+    return f"; `lab resume {plain(str(run.folder))}` goes on" if run is not None else ""

@@ -10,6 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lab.run import Run
 
 HELP = "train every stage of a recipe"
 FAILED = 1
@@ -24,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, metavar="N", help="N runs, with the recipe's seed, the next one, …")
     parser.add_argument("--folds", type=int, metavar="K", help="K runs, each tested on another K-th of the data")
     parser.add_argument("--smoke", action="store_true", help="every stage for a few batches, the chain whole")
+    parser.add_argument("--fresh", action="store_true", help="train every stage, also those that an earlier run has")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where runs lie (default: runs)")
 
 
@@ -31,20 +36,59 @@ def run(options: argparse.Namespace) -> int:
     """Check everything first, then train."""
     from lab import recipe
     from lab.check import check
-    from lab.cli.options import console
     from lab.registry import allow
 
     for package in options.imports:
         allow(package)
+    if (earlier := _run_of(options.recipe)) is not None:
+        return _longer(earlier, options)
     if options.seeds is not None or options.folds is not None:
         return _several(options)
     plan = check(recipe.load(options.recipe, options.overrides))
 
-    from lab import report, stages
+    from lab import stages
 
-    this = stages.fit(
-        plan, out=options.out, smoke=options.smoke, command=["lab", *sys.argv[1:]], imports=options.imports
+    return told(
+        stages.fit(
+            plan,
+            out=options.out,
+            smoke=options.smoke,
+            fresh=options.fresh,
+            command=["lab", *sys.argv[1:]],
+            imports=options.imports,
+        )
     )
+
+
+def _run_of(said: str) -> Run | None:
+    """The run that is to be trained longer; None where a recipe is meant."""
+    from lab import recipe
+    from lab.run import RunNotFound, locate
+
+    if recipe.names(said):
+        return None
+    try:
+        found, stage = locate(said)
+    except RunNotFound:
+        return None
+    return found if stage is None else None
+
+
+def _longer(earlier: Run, options: argparse.Namespace) -> int:
+    from lab import stages
+    from lab.errors import UserError
+
+    given = {f"--{name}": getattr(options, name) for name in ("seeds", "folds", "smoke", "fresh", "out")}
+    if wrong := [flag for flag, value in given.items() if value]:
+        raise UserError(f"{earlier.folder} is a run, to be trained longer: {wrong[0]} is for recipes")
+    return told(stages.extend(earlier, options.overrides, command=["lab", *sys.argv[1:]], imports=options.imports))
+
+
+def told(this: Run) -> int:
+    """Print a run's scoreboard, the gates that it missed, and last its folder; the exit code."""
+    from lab import report
+    from lab.cli.options import console
+
     results = this.results
     console().print(report.scoreboard(results))
     missed = report.missed(results)
@@ -58,13 +102,17 @@ def _several(options: argparse.Namespace) -> int:
     """Runs in one group, and what they say together; prints last what ``lab compare`` takes."""
     from lab import compare, groups, repetition, report
     from lab.cli.options import console
-    from lab.run import Run
 
     wanted = repetition.variants(options.recipe, options.overrides, seeds=options.seeds, folds=options.folds)
     runs: list[Run] = []
     try:
         for this in repetition.fit(
-            wanted, out=options.out, smoke=options.smoke, command=["lab", *sys.argv[1:]], imports=options.imports
+            wanted,
+            out=options.out,
+            smoke=options.smoke,
+            fresh=options.fresh,
+            command=["lab", *sys.argv[1:]],
+            imports=options.imports,
         ):
             runs.append(this)
     except KeyboardInterrupt:

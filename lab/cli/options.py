@@ -44,8 +44,12 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def opened(options: argparse.Namespace) -> tuple[Any, str | None, Any, Any]:
-    """The run and stage that a command's arguments mean, built, with a trainer that writes nothing."""
+def located(options: argparse.Namespace) -> tuple[Any, str | None]:
+    """The run, and the stage where one is named, that a command's arguments mean; its packages are imported.
+
+    Raises:
+        UserError: the run was made with packages that the command does not allow.
+    """
     from lab import run
     from lab.errors import UserError
     from lab.registry import allow
@@ -56,6 +60,12 @@ def opened(options: argparse.Namespace) -> tuple[Any, str | None, Any, Any]:
             raise UserError(f"this run was made with --import {package}: repeat it to allow that package's classes")
     for package in options.imports:
         allow(package)
+    return this, name
+
+
+def opened(options: argparse.Namespace) -> tuple[Any, str | None, Any, Any]:
+    """The run and stage that a command's arguments mean, built, with a trainer that writes nothing."""
+    this, name = located(options)
 
     from lab.assemble import open_stage
 

@@ -1,7 +1,8 @@
-"""List past runs, the newest first: what they were made of, how they ended, what they gave.
+"""List past runs, the newest first: what they were made of, how they ended, what they gave; or clear some away.
 
 lab runs
 lab runs distill
+lab runs --prune --older-than 30
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from lab.cli import options as shared
 
-HELP = "list past runs"
+HELP = "list past runs, or clear some away"
 COLUMNS = ("id", "recipe", "group", "seed", "status", "started", "took", "result")
 WIDTH = 160
 """Columns of text where nobody watches."""
@@ -24,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of ``lab runs``."""
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="only this recipe's runs: its name or file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where runs lie (default: runs)")
+    parser.add_argument(
+        "--prune", action="store_true", help="remove runs that did not finish, and those made with --smoke"
+    )
+    parser.add_argument(
+        "--older-than", type=float, metavar="DAYS", help="with --prune: finished runs that are older, too"
+    )
+    parser.add_argument("--yes", action="store_true", help="with --prune: don't ask")
     shared.add_json(parser)
 
 
@@ -33,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
     from lab.registry import nearest
     from lab.run import RUNS, folders
 
+    if not options.prune and (options.yes or options.older_than is not None):
+        raise UserError("--older-than and --yes go with --prune")
     out = options.out or RUNS
     found = sorted(folders(out), key=lambda folder: folder.name, reverse=True)
     if options.recipe is not None:
@@ -41,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
         if name not in recipes:
             raise UserError(f"no runs of a recipe '{name}' in {out}/{nearest(name, recipes)}")
         found = [folder for folder in found if folder.parent.name == name]
+    if options.prune:
+        return _prune(out, {folder.parent.name for folder in found}, options)
     rows = [_row(folder) for folder in found]
     if options.json:
         import json
@@ -53,8 +65,53 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _prune(out: Path, recipes: set[str], options: argparse.Namespace) -> int:
+    """Say what can go and what that frees, ask, and remove it."""
+    import json
+
+    from lab import prune
+    from lab.errors import UserError
+
+    if options.older_than is not None and not options.older_than >= 0:
+        raise UserError(f"--older-than takes days, 0 at least, got {options.older_than:g}")
+    only = next(iter(recipes)) if options.recipe is not None else None
+    chosen = prune.select(out, recipe=only, older_than=options.older_than)
+    if not options.json:
+        lines = [(one.folder.name, one.folder.parent.name, one.why, _bytes(one.size)) for one in chosen]
+        widths = [max(len(line[i]) for line in lines) for i in range(4)] if lines else []
+        for line in lines:
+            print(shared.plain("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()))
+        print(f"{_counted(len(chosen))} to remove, {_bytes(sum(one.size for one in chosen))}")
+    if chosen and not options.yes:
+        if options.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            raise UserError("nothing was removed: --yes removes these runs without a question")
+        if input("Remove them? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing was removed")
+            return 0
+    gone = prune.remove(out, chosen)
+    freed = sum(one.size for one in gone)
+    if options.json:
+        rows = [{"folder": str(one.folder), "why": one.why, "bytes": one.size} for one in gone]
+        print(json.dumps({"removed": rows, "freed": freed}, indent=2))
+    elif chosen:
+        print(f"{_counted(len(gone))} removed, {_bytes(freed)} freed")
+    return 0
+
+
+def _counted(number: int) -> str:
+    return f"{number} run{'' if number == 1 else 's'}"
+
+
+def _bytes(size: int) -> str:
+    for unit, letters in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {letters}"
+    return f"{size} B"
+
+
 def _row(folder: Path) -> dict[str, Any]:
     """A run as ``--json`` has it; damaged ones say why, and only what their folder's name says."""
+    from lab.lineage import seconds
     from lab.run import Run, RunNotFound
 
     this = Run(folder)
@@ -66,7 +123,7 @@ def _row(folder: Path) -> dict[str, Any]:
         return {
             **known, "group": group if group != this.id else None, "seed": manifest.get("seed"),
             "status": str(results.get("status")), "started": started,
-            "seconds": _seconds(started, results.get("ended")), "stages": stages,
+            "seconds": seconds(started, results.get("ended")), "stages": stages,
         }  # fmt: skip
     except (RunNotFound, AttributeError, TypeError, ValueError) as cause:
         return {**known, "status": "damaged", "error": str(cause)}
@@ -83,15 +140,6 @@ def _result(stage: dict[str, Any]) -> dict[str, Any]:
         return {"status": stage.get("status")}
     value = float(stage["metrics"][names[0]])
     return {"status": stage.get("status"), "metric": names[0], "value": value if math.isfinite(value) else None}
-
-
-def _seconds(started: Any, ended: Any) -> float | None:
-    """How long a run took; None where it is running, or ended before this was written down."""
-    from datetime import datetime
-
-    if not (isinstance(started, str) and isinstance(ended, str)):
-        return None
-    return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
@@ -116,13 +164,14 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     seconds = row.get("seconds")
     cells = (
         row["id"], row["recipe"], row.get("group") or "", "" if row.get("seed") is None else str(row["seed"]),
-        row["status"], str(row.get("started") or "")[:16].replace("T", " "), "" if seconds is None else _took(seconds),
+        row["status"], str(row.get("started") or "")[:16].replace("T", " "), "" if seconds is None else took(seconds),
         f"{'/'.join(metrics)}: {', '.join(results)}" if results else row.get("error", ""),
     )  # fmt: skip
     return tuple(shared.plain(cell) for cell in cells)
 
 
-def _took(seconds: float) -> str:
+def took(seconds: float) -> str:
+    """Seconds, minutes or hours, as people say them."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

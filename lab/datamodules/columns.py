@@ -10,7 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +46,8 @@ class ColumnData(OwnData):
         FileNotFoundError: a file isn't there.
         ValueError: the data cannot be read, or lack a column or split; the message says what there is.
     """
+
+    kept: ClassVar[dict[str, Any]] = {"target": str, "regression": bool, "classes": list[str]}
 
     @checked
     def __init__(

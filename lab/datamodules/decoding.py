@@ -13,7 +13,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -150,6 +150,8 @@ class DecodedData(OwnData):
             take a quarter of the machine's memory at most.
         num_workers: processes that decode what is not in memory; 0: the training process itself.
     """
+
+    kept: ClassVar[dict[str, Any]] = {"channels": Literal[1, 3]}
 
     @checked
     def __init__(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import torch
@@ -35,6 +35,8 @@ class HF(ColumnData, DecodedData):
         ValueError: the data cannot be read, or lack a column or split; an image cannot be read (split and row are
             named).
     """
+
+    kept: ClassVar[dict[str, Any]] = {**ColumnData.kept, **DecodedData.kept}
 
     @checked
     def __init__(self, path: PathOrName, *, inputs: str | None = None, **columns: Any) -> None:
@@ -110,7 +112,10 @@ class _Cells(Encoded):
             return cell.as_buffer()
         if path is None:
             raise ValueError("the cell is empty")
-        return (self.tables[table].folder / Path(path)).read_bytes()
+        file: Path = self.tables[table].folder / path
+        if not file.is_file():  # a device or a pipe would never end
+            raise ValueError(f"{file} is no file")
+        return file.read_bytes()
 
     def _place(self, position: int) -> tuple[int, int]:
         """Which table, and which row of it."""

@@ -11,7 +11,7 @@ import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -41,6 +41,8 @@ class Images(DecodedData):
         ValueError: it holds no images, those of one class only, an empty class, a class that training doesn't have, or
             an image that cannot be read; the message names it.
     """
+
+    kept: ClassVar[dict[str, Any]] = {**DecodedData.kept, "classes": list[str]}
 
     @checked
     def __init__(self, path: ExistingFolder, **decoded: Any) -> None:

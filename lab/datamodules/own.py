@@ -8,9 +8,10 @@ read by it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from lab.batch import UNLABELLED, Labelled
@@ -34,8 +35,10 @@ class OwnData(LabelledData):
     sample of data that don't.
 
     ``learnt`` is what a run keeps: plain values, none before :meth:`setup`. Where it was there before, data are read by
-    it instead of being learnt from.
+    it instead of being learnt from. ``kept`` says of what type each value is: those of a run's folder may be anyone's.
     """
+
+    kept: ClassVar[dict[str, Any]] = {}
 
     @checked
     def __init__(self, **labelled: Any) -> None:
@@ -56,8 +59,14 @@ class OwnData(LabelledData):
         """Read data by what was learnt from others.
 
         Raises:
-            ValueError: these data have been read already, and gave something else.
+            ValueError: these data have been read already, and gave something else; or a value is of another type than
+                this data learns.
         """
+        for key in self.kept.keys() & state_dict.keys():
+            try:
+                TypeAdapter(self.kept[key]).validate_python(state_dict[key], strict=True)
+            except ValidationError as cause:
+                raise ValueError(f"{key}: {cause.errors()[0]['msg'].lower()}") from cause
         if self._ready and self.learnt != state_dict:
             differing = [key for key in {**self.learnt, **state_dict} if self.learnt.get(key) != state_dict.get(key)]
             raise ValueError(

@@ -193,6 +193,10 @@ def _of_datasets(path: Path | str, config: str | None, revision: str | None) -> 
         import datasets
     except ModuleNotFoundError as cause:
         raise ModuleNotFoundError(f"{path} needs the package datasets: pip install 'lightning-lab[hf]'") from cause
+    if str(path) in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:
+        raise ValueError(
+            f"{path} is a reader of the package datasets, say a file, a folder, or a data set's OWNER/NAME"
+        )
     try:
         with _quiet(datasets):
             if isinstance(path, Path) and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):

@@ -9,7 +9,7 @@ doesn't have, or none, is 0 in all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from lab.batch import Labelled
 from lab.datamodules.columns import ColumnData, rows_of
@@ -25,6 +26,20 @@ from lab.ranges import PathOrName, checked
 
 MANY_CATEGORIES = 1000
 """More values than this are a column that identifies the rows."""
+
+
+class Scaled(TypedDict):
+    """What is learnt of a column of numbers."""
+
+    mean: float
+    deviation: float
+    missing: bool
+
+
+class Categories(TypedDict):
+    """What is learnt of a column of text."""
+
+    categories: list[str]
 
 
 class Tabular(ColumnData):
@@ -38,6 +53,12 @@ class Tabular(ColumnData):
         FileNotFoundError: the file isn't there.
         ValueError: a column is missing, or has neither numbers nor text; the message says what there is.
     """
+
+    kept: ClassVar[dict[str, Any]] = {
+        **ColumnData.kept,
+        "columns": dict[str, Scaled | Categories],
+        "numbers": list[str],
+    }
 
     @checked
     def __init__(self, path: PathOrName, *, features: tuple[str, ...] | None = None, **columns: Any) -> None:

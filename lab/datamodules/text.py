@@ -17,7 +17,7 @@ from torch import Tensor
 from lab.batch import Labelled
 from lab.datamodules.columns import ColumnData, rows_of
 from lab.datamodules.tables import Table
-from lab.datamodules.tokens import OWN_IDS, Pieces, Pretrained, Tokenizer, restored
+from lab.datamodules.tokens import OWN_IDS, Kept, Pieces, Pretrained, Tokenizer, restored
 from lab.ranges import Count, PathOrName, checked
 
 OWN = ("words", "characters")
@@ -41,6 +41,8 @@ class Text(ColumnData):
     """
 
     facts: ClassVar[tuple[str, ...]] = ("num_classes", "input_shape", "objective", "vocab_size")
+
+    kept: ClassVar[dict[str, Any]] = {**ColumnData.kept, "text": str, "tokenizer": Kept, "length": Count}
 
     @checked
     def __init__(

@@ -12,12 +12,31 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
+
+from typing_extensions import TypedDict
 
 PADDING, UNKNOWN = 0, 1
 OWN_IDS = 2
 """How many ids are no piece of text."""
 _WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class KeptPieces(TypedDict):
+    """What a run keeps of lab's own tokenizers."""
+
+    kind: Literal["words", "characters"]
+    vocabulary: list[str]
+
+
+class KeptPretrained(TypedDict):
+    """What a run keeps of Hugging Face's."""
+
+    tokenizer: str
+    padding: int
+
+
+Kept: TypeAlias = KeptPieces | KeptPretrained
 
 
 class Tokenizer(ABC):

@@ -57,11 +57,17 @@ class CSV(Logger):
         """The folder of ``metrics.csv``."""
         return self.save_dir
 
-    @property
-    def rows(self) -> int:
-        """How many rows the file has: with ``truncate``, a place to return to."""
+    def state_dict(self) -> dict[str, int]:
+        """How many rows the file has: the place that a run which goes on returns to."""
         self._continue()
-        return self._rows
+        return {"rows": self._rows}
+
+    @rank_zero_only
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Drop the rows that came later: they are written again."""
+        self._continue()
+        if state_dict["rows"] < self._rows:
+            self._rewrite(self._columns, self._lines()[: state_dict["rows"]])
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -78,13 +84,6 @@ class CSV(Logger):
             self._rewrite([*self._columns, *dict.fromkeys(new)], self._lines())
         self._append(_encoded([[cells.get(column) for column in self._columns]]))
         self._rows += 1
-
-    @rank_zero_only
-    def truncate(self, rows: int) -> None:
-        """Keep the first ``rows`` rows: a run that goes on from an earlier state writes the later ones again."""
-        self._continue()
-        if rows < self._rows:
-            self._rewrite(self._columns, self._lines()[:rows])
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run folder has the recipe."""

@@ -30,6 +30,7 @@ class WandB(WandbLogger):
         group: what W&B groups runs by; lab gives the run's id.
         job_type: W&B's word for the part a run plays; lab gives the stage's name.
         title: the W&B run's display name; lab gives ``recipe/stage``.
+        id: of the W&B run; lab gives one that a resumed stage has again, so that it goes on there.
         tags: W&B tags.
         notes: a longer description.
         offline: write files for a later ``wandb sync``; None: as ``WANDB_MODE`` says, else online with an API key (in
@@ -49,12 +50,14 @@ class WandB(WandbLogger):
         group: str | None = None,
         job_type: str | None = None,
         title: str | None = None,
+        id: str | None = None,
         tags: tuple[str, ...] = (),
         notes: str | None = None,
         offline: bool | None = None,
     ) -> None:
         import wandb
 
+        mode = _mode(offline)
         super().__init__(
             name=title,
             save_dir=save_dir,
@@ -64,8 +67,9 @@ class WandB(WandbLogger):
             job_type=job_type,
             tags=list(tags),
             notes=notes,
-            mode=_mode(offline),
-            resume=None,
+            mode=mode,
+            id=id,
+            resume="allow" if id is not None and mode == "online" else None,
             settings=wandb.Settings(silent=True, console="off"),
         )
         self._wandb_init.pop("anonymous", None)  # W&B warns of it, also of None

@@ -12,7 +12,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ class HuggingFace(nn.Module):
             encoder with a classifier.
     """
 
+    outside: ClassVar[tuple[str, ...]] = ("path", "folder", "pretrained")
+    """Arguments by which a network takes something that is not in its own file."""
+
     @checked
     def __init__(
         self,
@@ -69,6 +72,7 @@ class HuggingFace(nn.Module):
                 found: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
             else:
                 found = AutoConfig.for_model(**{"vocab_size": vocab_size, **config})
+            _refuse_code(found, source)
             _refuse_longer(found, source, vocab_size, input_shape)
             if found.num_labels != num_classes:
                 found.num_labels = num_classes
@@ -118,6 +122,19 @@ class HuggingFace(nn.Module):
             **{"path": None, "folder": None, "pretrained": False},
             "config": {**kept, "model_type": self.model.config.model_type, "vocab_size": self.model.config.vocab_size},
         }
+
+
+def _refuse_code(config: Any, source: str) -> None:
+    """Refuse attention and experts that a hub's compiled code computes, which is loaded when the model is built."""
+    chosen = {key: value for key, value in vars(config).items() if "_implementation" in key}
+    kernels = [name for value in chosen.values() for name in _strings(value) if "/" in name or "|" in name]
+    if kernels:
+        raise ValueError(f"{source} wants the code {kernels[0]} from the hub, which is never run")
+
+
+def _strings(value: Any) -> list[str]:
+    """The texts in a configuration's value, which may be one for each part of the model."""
+    return [text for v in value.values() for text in _strings(v)] if isinstance(value, dict) else [str(value)]
 
 
 def _refuse_longer(config: Any, source: str, vocab_size: int, input_shape: tuple[int, ...] | None) -> None:

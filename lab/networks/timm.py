@@ -8,11 +8,10 @@ deviation, (x − ``mean``) / ``std``, so that any data goes with any network, a
 from __future__ import annotations
 
 import argparse
-import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import timm
 import torch
@@ -75,6 +74,9 @@ class Timm(nn.Module):
     Raises:
         ValueError: the model has no such weights, or does not take these images or options.
     """
+
+    outside: ClassVar[tuple[str, ...]] = ("pretrained", "weights")
+    """Arguments by which a network takes something that is not in its own file."""
 
     mean: Tensor | None
     std: Tensor | None
@@ -211,17 +213,19 @@ def _load(model: Any, file: Path, num_classes: int, in_channels: int) -> None:
 
 def _read(file: Path) -> Weights:
     """The tensors of a file by name, without the wrappers that training programs put around them."""
+    if not file.is_file():
+        raise ValueError(f"there is no weight file {file}")
     try:
         if file.suffix == ".safetensors":
             found: Any = load_file(file)
         else:
             with torch.serialization.safe_globals([argparse.Namespace]):  # timm's own checkpoints keep their arguments
-                found = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as cause:
-        raise ValueError(f"there is no weight file {file}") from cause
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as cause:
-        reason = str(cause).partition("\n")[0].partition(". ")[0]
-        raise ValueError(f"{file} cannot be read as weights alone ({reason})") from cause
+                found = artifact.unpickled(file)
+    except artifact.ArtifactError as cause:
+        why = str(cause).removeprefix(f"{file} ")
+        raise ValueError(f"{file} cannot be read as weights alone: it {why}") from cause
+    except (OSError, SafetensorError) as cause:
+        raise ValueError(f"{file} cannot be read as weights alone: {artifact.first_line(cause)}") from cause
     while isinstance(found, dict) and (inner := [found[key] for key in _NESTED if isinstance(found.get(key), dict)]):
         found = inner[0]
     state = {key: value for key, value in found.items() if isinstance(value, Tensor)} if isinstance(found, dict) else {}

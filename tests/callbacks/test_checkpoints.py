@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import torch
 from digits_fit import LIGHTNINGS_OWN, Classifier, fit, loader, trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from lab import stopping
 from lab.callbacks import checkpoints as module_under_test
 from lab.callbacks.checkpoints import Checkpoints
 from lab.errors import UserError
@@ -204,7 +206,7 @@ def test_what_would_not_load_safely_is_refused_at_the_first_checkpoint_by_name(t
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_files_are_written_after_the_first_epoch_and_then_at_most_every_so_many_seconds(
+def test_files_are_written_after_the_first_step_and_then_at_most_every_so_many_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[tuple[int, str]] = []
@@ -216,7 +218,7 @@ def test_files_are_written_after_the_first_epoch_and_then_at_most_every_so_many_
 
     monkeypatch.setattr(module_under_test, "_save", noted)
     score_fit(tmp_path, [5.0, 4.0, 3.0, 2.0, 9.0], every_seconds=NEVER)
-    assert written == [(0, "best"), (0, "last"), (5, "best"), (5, "last")]
+    assert written == [(0, "last"), (5, ".best-40"), (5, "last")]
 
 
 @contextmanager
@@ -233,60 +235,83 @@ def full_disk(room: int) -> Iterator[None]:
 
 
 class DiskFillsUp(Classifier):
+    unsaved = ("disk",)
+
     def on_train_epoch_start(self) -> None:
         if self.current_epoch == 2:
             self.disk = full_disk(room=1000)
             self.disk.__enter__()
 
 
-def test_a_full_disk_is_a_clear_error_and_the_former_files_stay_whole(tmp_path: Path) -> None:
-    module, checkpoints = DiskFillsUp([3.0, 2.0, 1.0]), Checkpoints("val/score", every_seconds=ALWAYS)
+def test_a_full_disk_is_a_clear_error_and_the_former_files_stay_a_pair_to_go_on_from(tmp_path: Path) -> None:
+    scores = [3.0, 2.0, 1.0]
+    whole, _ = score_fit(tmp_path / "whole", scores)
+    module, checkpoints = DiskFillsUp(scores), Checkpoints("val/score", every_seconds=ALWAYS)
     try:
-        with pytest.raises(
-            OSError, match=r"could not be written \(File too large\); the one before it is intact: .*best"
-        ) as error:
+        with pytest.raises(OSError, match=r"could not be written \(File too large\); the one before it is intact"):
             fit(module, tmp_path, checkpoints, epochs=3)
     finally:
         module.disk.__exit__(None, None, None)
     assert files(tmp_path) == ["best.ckpt", "last.ckpt"]
-    assert torch.equal(weights(checkpoints.best), module.weights[1])
-    assert torch.equal(weights(checkpoints.last), module.weights[1])
-    assert "not updated either" in error.value.__notes__[0]
+    assert torch.equal(weights(checkpoints.best), module.weights[0])
+    resumed, again = Classifier(scores), Checkpoints("val/score")
+    trainer(tmp_path, again, epochs=3).fit(
+        resumed, loader(0, 500), loader(500, 600), ckpt_path=checkpoints.last, weights_only=True
+    )
+    assert torch.equal(resumed.network.weight, whole.network.weight)
+    assert torch.equal(weights(again.best), whole.weights[2])
 
 
-def test_an_error_that_the_disk_follows_is_still_the_error_that_is_told(tmp_path: Path) -> None:
-    class FailsToo(DiskFillsUp):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            if self.current_epoch == 2:
-                raise RuntimeError("broken on purpose")
-            return super().training_step(batch, batch_idx)
-
-    module = FailsToo([3.0, 2.0, 1.0])
-    try:
-        with pytest.raises(RuntimeError, match="broken on purpose") as error:
-            fit(module, tmp_path, Checkpoints("val/score", every_seconds=NEVER), epochs=3)
-    finally:
-        module.disk.__exit__(None, None, None)
-    assert "not updated either: " in error.value.__notes__[0]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_a_fit_that_stops_keeps_its_last_steps_and_a_best_that_was_not_on_disk_yet(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
-    class Stops(Classifier):
+def test_an_error_leaves_the_state_before_the_step_that_failed_and_the_best_that_it_knows(tmp_path: Path) -> None:
+    class Fails(Classifier):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             if (self.current_epoch, batch_idx) == (2, 5):
-                raise error("on purpose")
+                raise RuntimeError("on purpose")
             return super().training_step(batch, batch_idx)
 
-    module, checkpoints = Stops([3.0, 1.0, 2.0]), Checkpoints("val/score", every_seconds=NEVER)
-    with pytest.raises((SystemExit, RuntimeError)):  # Lightning turns Ctrl-C into SystemExit
+    module, checkpoints = Fails([3.0, 1.0, 2.0]), Checkpoints("val/score", every_seconds=ALWAYS)
+    with pytest.raises(RuntimeError, match="on purpose"):
         fit(module, tmp_path, checkpoints)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which Lightning had ignored
     assert torch.equal(weights(checkpoints.best), module.weights[1])
     assert torch.load(checkpoints.last, weights_only=True)["global_step"] == 25
     assert torch.equal(weights(checkpoints.last), module.network.weight)
+
+
+@pytest.mark.parametrize("killed_before", ["last.ckpt", "best.ckpt"])
+def test_best_and_last_belong_together_whenever_the_process_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_before: str
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    original = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        if Path(target).name == killed_before and killing:
+            raise Killed
+        return original(path, target)
+
+    scores = [3.0, 1.0, 2.0]
+    _, whole = score_fit(tmp_path / "whole", scores)
+    monkeypatch.setattr(Path, "replace", replace)
+    killing, module = False, Classifier(scores)
+
+    class AfterSecondEpoch(Callback):
+        def on_train_epoch_start(self, *_: Any) -> None:
+            nonlocal killing
+            killing = module.current_epoch == 2
+
+    checkpoints = Checkpoints("val/score", every_seconds=ALWAYS)
+    with pytest.raises(Killed):
+        fit(module, tmp_path / "run", checkpoints, AfterSecondEpoch())
+    killing = False
+    resumed, again = Classifier(scores), Checkpoints("val/score", every_seconds=NEVER)
+    trainer(tmp_path / "run", again, epochs=3).fit(
+        resumed, loader(0, 500), loader(500, 600), ckpt_path=checkpoints.last, weights_only=True
+    )
+    assert files(tmp_path / "run") == ["best.ckpt", "last.ckpt"]
+    assert again.best_epoch == whole.best_epoch == 1
+    assert torch.equal(weights(again.best), weights(whole.best))
 
 
 def test_a_fit_that_fails_before_its_first_step_leaves_no_file(tmp_path: Path) -> None:
@@ -306,10 +331,9 @@ def test_sigterm_saves_the_step_that_just_ended(tmp_path: Path) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     checkpoints = Checkpoints(every_seconds=NEVER)
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit):
+    with stopping.listening(), pytest.raises(stopping.Stopped) as stopped:
         fit(Asked(), tmp_path, checkpoints)
-    signal.signal(signal.SIGTERM, before)
+    assert (stopped.value.number, stopped.value.saved) == (signal.SIGTERM, True)
     assert torch.load(checkpoints.last, weights_only=True)["global_step"] == 14
 
 
@@ -317,14 +341,15 @@ def test_sigterm_saves_the_step_that_just_ended(tmp_path: Path) -> None:
 def test_a_resumed_fit_remembers_the_best_and_ends_as_one_that_was_not_interrupted(
     tmp_path: Path, every_seconds: float
 ) -> None:
-    whole, _ = score_fit(tmp_path / "whole", [3.0, 1.0, 2.0, 5.0, 4.0, 6.0])
+    scores = [3.0, 1.0, 2.0, 5.0, 4.0, 6.0]
+    whole, _ = score_fit(tmp_path / "whole", scores)
     first, checkpoints = score_fit(tmp_path / "run", [3.0, 1.0, 2.0], every_seconds=every_seconds)
-    resumed = Classifier([5.0, 4.0, 6.0])
+    resumed = Classifier(scores)
     again = Checkpoints("val/score", every_seconds=every_seconds)
     trainer(tmp_path / "run", again, epochs=6).fit(
         resumed, loader(0, 500), loader(500, 600), ckpt_path=checkpoints.last, weights_only=True
     )
-    assert len(resumed.weights) == 3
+    assert len(resumed.weights) == 6  # an attribute of its own, and part of the state
     assert torch.equal(resumed.network.weight, whole.network.weight)
     assert (again.best_epoch, again.best_score) == (1, 1.0)
     assert torch.equal(weights(again.best), first.weights[1])
