@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab import stopping
+from lab.errors import UserError
 from lab.stopping import Stopped
 
 POLL = 0.1
@@ -25,8 +26,10 @@ GRACE = 10.0
 """Seconds that the others have to end by themselves when one has failed."""
 
 
-class ProcessFailed(RuntimeError):
+class ProcessFailed(UserError):
     """A process of a stage died."""
+
+    exit_code = 1
 
 
 def launch(arguments: Sequence[str], processes: int, errors: Path) -> None:

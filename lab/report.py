@@ -11,6 +11,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lab.errors import plain
+
 if TYPE_CHECKING:
     from lab.compare import Comparison
     from lab.statistics import Estimate
@@ -46,16 +48,16 @@ def scoreboard(results: Mapping[str, Any]) -> Table:
     chosen = metrics(stages)
     keys = [*chosen, *(key for key in SHOWN if any(_value(stage, key) is not None for stage in stages.values()))]
     for key in keys:
-        table.add_column(Text(SHOWN.get(key, key.removeprefix("test/"))), justify="right", no_wrap=True)
+        table.add_column(text(SHOWN.get(key, key.removeprefix("test/"))), justify="right", no_wrap=True)
     for name, stage in stages.items():
         parent = stages.get(stage.get("parent") or "", {})
-        label = Text(name)
+        label = text(name)
         if stage.get("cached"):
             label.append("\ncached", style="dim")
         if stage.get("status") != "finished":
             label.append(f"\n{stage.get('status')}", style="red")
         cells = [_cell(key, _value(stage, key), _value(parent, key)) for key in keys]
-        table.add_row(label, *([Text(stage.get("parent") or "")] if parents else []), *cells)
+        table.add_row(label, *([text(stage.get("parent") or "")] if parents else []), *cells)
     return table
 
 
@@ -72,7 +74,7 @@ def comparison(found: Comparison) -> list[RenderableType]:
         tables.append(_table(*recipes(found), justify="left"))
     if found.provenance:
         tables.append(_table(*provenance(found), justify="left"))
-    return [*tables, *(Text(f"note: {note}") for note in found.notes)]
+    return [*tables, *(text(f"note: {note}") for note in found.notes)]
 
 
 def summary(found: Comparison) -> Cells:
@@ -127,12 +129,17 @@ def said(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def text(content: str) -> Text:
+    """For a table: markup and control characters are shown, not obeyed."""
+    return Text(plain(content))
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], justify: Literal["left", "right"]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     for i, name in enumerate(head):
-        table.add_column(Text(name), justify=justify if i else "left")
+        table.add_column(text(name), justify=justify if i else "left")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(text, row))
     return table
 
 
@@ -169,7 +176,7 @@ def _value(stage: Mapping[str, Any], key: str) -> Any:
 def _cell(key: str, value: Any, parent: Any) -> Text:
     if value is None:
         return Text("–", style="dim")
-    cell = Text(_number(key, value))
+    cell = text(_number(key, value))
     if parent is None or key == "train_seconds":
         return cell
     difference = value - parent

@@ -7,6 +7,7 @@ and would run the other stages too.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lab import cache, fingerprint, launch, recipe, run, stopping, trainer, training
+from lab import cache, failures, fingerprint, launch, recipe, run, stopping, trainer, training
 from lab.check import check
 from lab.document import Place, Problem, RecipeError
 from lab.errors import UserError
@@ -197,19 +198,13 @@ def _run_stage(this: Run, plan: Plan, name: str, watching: Sequence[Callback] = 
             status = "interrupted" if number == signal.SIGINT else "stopped"
             this.record(status, {name: {"status": status, "parents": parents}})
             raise (Interrupted(this) if number == signal.SIGINT else Terminated(this)) from cause
-        (folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
-        message = str(cause) or type(cause).__name__
-        this.record("failed", {name: {"status": "failed", "error": message, "parents": parents}})
+        said = failures.said(cause)
+        with contextlib.suppress(OSError):  # a disk that is full, perhaps: what went wrong first has to be told
+            (folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
+            this.record("failed", {name: {"status": "failed", "error": said, "parents": parents}})
         if isinstance(cause, RecipeError):
             raise
-        raise StageFailed(f"stage {name}: {_said(cause)}", this) from cause
-
-
-def _said(cause: BaseException) -> str:
-    """An error in one line: those that are written for people speak for themselves."""
-    message = str(cause) or type(cause).__name__
-    speaks = isinstance(cause, ValueError | OSError | UserError | launch.ProcessFailed)
-    return message if speaks else f"{type(cause).__name__}: {message}"
+        raise StageFailed(f"stage {name}: {said}", this) from cause
 
 
 def _reused(this: Run, plan: Plan, prepared: training.Prepared) -> dict[str, Any] | None:
@@ -257,7 +252,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(128 + stop.number)
     except Exception as cause:  # the parent tells it, the first of several
         note = launch.error_file(this.stage(name), int(os.environ.get("LOCAL_RANK", "0")))
-        note.write_text(f"{' '.join(_said(cause).split())}\n\n{traceback.format_exc()}", encoding="utf-8")
+        note.write_text(f"{failures.said(cause)}\n\n{traceback.format_exc()}", encoding="utf-8")
         sys.exit(1)
 
 

@@ -1,9 +1,12 @@
-"""What every test stands on: a folder of its own to work in, one thread, no W&B account."""
+"""What every test stands on: a folder of its own to work in, one thread, no W&B account, no names of other tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from lab.registry import KINDS
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +16,13 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "160")
     torch.set_num_threads(1)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def own_names() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    before = {kind: dict(kind._registered) for kind in KINDS.values()}
+    yield
+    for kind, names in before.items():
+        kind._registered.clear()
+        kind._registered.update(names)

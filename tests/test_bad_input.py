@@ -364,7 +364,7 @@ class TestTypes:
             ("every_seconds: 5", "every_seconds: -1",
              "4:73: callbacks.checkpoints.every_seconds: should be greater than or equal to 0, got -1"),
             ("lr: 0.01", "lr: -1", "11:35: stages.teacher.module.optimizer.lr: adam: Invalid learning rate: -1.0"),
-            ("lr: 0.01", "lr: .nan", "11:35: stages.teacher.module.optimizer.lr: adam: Invalid learning rate: nan"),
+            ("lr: 0.01", "lr: .nan", "11:35: stages.teacher.module.optimizer.lr: should be a finite number, got .nan"),
             ("betas: [0.9, 0.99]", "betas: [0.9, 1.5]",
              "11:48: stages.teacher.module.optimizer.betas: adam: Invalid beta parameter at index 1: 1.5"),
             ("betas: [0.9, 0.99]}", "eps: 0.1}\n      scheduler: {name: one_cycle, max_lr: 1, pct_start: 5}",

@@ -9,6 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lab.errors import plain
+
+__all__ = [
+    "add_import", "add_json", "add_recipe", "add_run", "console", "located", "opened", "plain", "uncollected",
+]  # fmt: skip
+
 
 def add_recipe(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """RECIPE, overrides and ``--import``."""
@@ -91,8 +97,3 @@ def console(**settings: Any) -> Any:
 
     probe = Console()
     return probe if probe.is_terminal else Console(width=160, **settings)
-
-
-def plain(text: str) -> str:
-    """Text whose control characters are shown, not obeyed."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

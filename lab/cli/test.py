@@ -44,14 +44,15 @@ def evaluate(options: argparse.Namespace, split: str) -> int:
         print(json.dumps({"run": this.id, "stage": stage, "metrics": metrics}))
         return 0
     from rich.table import Table
-    from rich.text import Text
+
+    from lab.report import text
 
     console = shared.console()
-    console.print(Text(f"{this.id}/{stage}"))
+    console.print(text(f"{this.id}/{stage}"))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
-        table.add_row(Text(name), f"{value:.4f}")
+        table.add_row(text(name), f"{value:.4f}")
     console.print(table)
     return 0
