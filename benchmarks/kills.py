@@ -29,7 +29,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer import call
 
-from lab import Run, artifact, assemble, files, stages
+from lab import Run, artifact, assemble, files, stages, training
 from lab.api import load_recipe
 from lab.callbacks.checkpoints import Checkpoints
 from lab.verification import differences
@@ -91,7 +91,8 @@ def watch(counts: Counts, phase: str | None = None, occurrence: int = 0, delay: 
         module.replacing = replacing
     wrap(call, "_call_strategy_hook", hook)
     wrap(Checkpoints, "keep", lambda *_: None, lambda: setattr(counts.kept, "value", counts.batches.value))
-    for owner, name in ((Trainer, "test"), (artifact, "save"), (Run, "record"), (stages, "build"), (assemble, "fetch")):
+    between = (Trainer, "test"), (artifact, "save"), (Run, "record"), (training, "build"), (assemble, "fetch")
+    for owner, name in between:
         wrap(owner, name, lambda *_: entered("between"))
 
 

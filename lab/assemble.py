@@ -112,13 +112,14 @@ def source_of(reference: From, this: Run | None) -> Path:
         if this is None:
             raise artifact.ArtifactError(f"{reference.place}: there is no run to take '{reference.source}' from")
         return this.stage(reference.source)
+    pinned = this.manifest.get("origins", {}).get(reference.source) if this is not None else None
+    if this is not None and pinned is not None:  # `latest` is what it was when the run began
+        return this.folder / pinned
     found, name = run.locate(reference.source, reference.folder)
-    stages = list(found.results["stages"])
-    if name is None and len(stages) != 1:
-        raise artifact.ArtifactError(
-            f"{reference.place}: {reference.source} has the stages {', '.join(stages)}: name one"
-        )
-    return found.stage(name or stages[0])
+    try:
+        return run.stage_of(found, name)
+    except run.RunNotFound as cause:
+        raise artifact.ArtifactError(f"{reference.place}: {cause}") from cause
 
 
 def open_stage(this: Run, name: str | None, overrides: Sequence[str] = ()) -> tuple[Built, Trainer]:

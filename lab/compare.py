@@ -269,7 +269,7 @@ def _provenance(groups: Sequence[Group]) -> dict[str, list[list[str]]]:
     found: dict[str, list[list[str]]] = {}
     facts = [[_facts(member) for member in group.members] for group in groups]
     names = dict.fromkeys(name for group in facts for said in group for name in said)
-    for name in sorted(names, key=lambda name: next(i for i, kind in enumerate(_KINDS) if name.startswith(kind))):
+    for name in sorted(names, key=lambda name: _ORDER.get(name.partition(" ")[0], 2)):
         # what a run does not tell of (a stage that it has not, data of a fold) is no difference
         values = [list(dict.fromkeys(said[name] for said in group if name in said)) for group in facts]
         if len({value for group in values for value in group}) > 1:
@@ -277,8 +277,8 @@ def _provenance(groups: Sequence[Group]) -> dict[str, list[list[str]]]:
     return found
 
 
-_KINDS = ("git", "code", "", "data")
-"""What facts begin with, in the order in which they are told; all of the environment begins otherwise."""
+_ORDER = {"git": 0, "code": 1, "data": 3}
+"""Where facts are told, by their first word; all of the environment stands between."""
 
 
 def _facts(member: Member) -> dict[str, str]:

@@ -69,7 +69,13 @@ def page(found: Comparison) -> str:
     drawn = [(metric, pictures.dots(found, metric)) for metric in found.metrics] if len(members) > 1 else []
     charts = [_chart(name, figure) for name, figure in (*drawn, *pictures.bands(found).items())]
     parts += [_tests(found), _section("Curves" if not drawn else "Metrics and curves", _grid(charts))]
-    parts += [_recipe(found), _section("Pictures", _grid(_gallery(found.rows))), _runs(members), _recipes(found)]
+    parts += [
+        _recipe(found),
+        _besides(found),
+        _section("Pictures", _grid(_gallery(found.rows))),
+        _runs(members),
+        _recipes(found),
+    ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -106,6 +112,11 @@ def _tests(found: Comparison) -> str:
     told = "95 % intervals in brackets; p is two-sided, with Holm’s correction over the comparisons in a metric."
     table = _table(*report.differences(found)) if found.differences else ""
     return _section("Differences", table + (f'<p class="dim">{told}</p>' if tested else ""))
+
+
+def _besides(found: Comparison) -> str:
+    table = _table(*report.provenance(found), "words") if found.provenance else ""
+    return _section("What differs besides the recipes", table)
 
 
 def _recipe(found: Comparison) -> str:

@@ -82,7 +82,7 @@ class Run:
         Raises:
             UserError: one does already.
         """
-        with (self.folder / LOCK).open("w") as file:
+        with open(self.folder / LOCK, "a", opener=_unfollowed, encoding="utf-8") as file:  # noqa: PTH123  # an opener
             if not _locked(file):
                 raise UserError(f"{self.folder} is being written by another process: wait for it, or stop it first")
             yield
@@ -198,6 +198,11 @@ def locate(reference: str, base: Path = Path()) -> tuple[Run, str | None]:
 def folders(out: Path = RUNS) -> list[Path]:
     """The folders of all runs below ``out``, which has a folder for each recipe, in no order."""
     return [manifest.parent for manifest in out.glob("*/*/manifest.json")]
+
+
+def _unfollowed(path: str, flags: int) -> int:
+    """Open a file, but not one that a link leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
 def _locked(file: IO[str]) -> bool:

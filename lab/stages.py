@@ -215,7 +215,11 @@ def _reused(this: Run, plan: Plan, prepared: training.Prepared) -> dict[str, Any
         return None
     if (source := cache.find(out, prepared.key)) is None:
         return None
-    cache.link(source, folder)
+    try:
+        cache.link(source, folder)
+    except OSError as cause:  # it has gone meanwhile, or there is no room
+        rank_zero_warn(f"{source} could not be taken over, so {name} is trained: {cause}")
+        return None
     earlier = Run(source.parent)
     result = dict(earlier.results["stages"][source.name])
     checkpoint = result["checkpoint"] and Path(name, *Path(result["checkpoint"]).parts[1:]).as_posix()

@@ -100,11 +100,12 @@ def train(this: Run, plan: Plan, prepared: Prepared, watching: Sequence[Callback
                 result["status"] = "gated" if result["missed"] else "finished"
                 if prepared.parts is not None:
                     result["fingerprint"] = {**prepared.parts, "key": prepared.key}
-                this.record("running", {stage.name: result})
+                results = this.results
+                _tell(lightning.loggers, result, {**results, "stages": {**results["stages"], stage.name: result}})
+                _draw(built, lightning, folder)
+                this.record("running", {stage.name: result})  # last: a run that is killed before tells it all again
                 if prepared.key is not None:
                     cache.remember(this.folder.parent.parent, prepared.key, folder)
-                _tell(lightning.loggers, result, this)
-                _draw(built, lightning, folder)
         finally:
             for logger in loggers:
                 if hasattr(logger, "finish"):
@@ -220,11 +221,11 @@ def missed(stage: Stage, result: Mapping[str, Any]) -> list[str]:
     return missed
 
 
-def _tell(loggers: Sequence[Logger], result: Mapping[str, Any], this: Run) -> None:
+def _tell(loggers: Sequence[Logger], result: Mapping[str, Any], results: Mapping[str, Any]) -> None:
     """Give the loggers the stage's figures, and the scoreboard so far to those that show tables."""
     figures = {key: float(value) for key, value in result.items() if key in report.FIGURES and value is not None}
     figures |= {f"latency_ms/{size}": value for size, value in result.get("latency_ms", {}).items()}
-    columns, rows = report.rows(this.results)
+    columns, rows = report.rows(results)
     for logger in loggers:
         logger.log_metrics(figures)
         if hasattr(logger, "log_table"):

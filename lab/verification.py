@@ -60,7 +60,13 @@ class Verdict:
 
 
 def verify(
-    source: Any, overrides: Iterable[str] = (), *, folder: Path, imports: Sequence[str] = (), batches: int = 6
+    source: Any,
+    overrides: Iterable[str] = (),
+    *,
+    folder: Path,
+    imports: Sequence[str] = (),
+    batches: int = 6,
+    places: Iterable[int] = (),
 ) -> Iterator[Verdict]:
     """Break every stage's training in three places: within an epoch, at an epoch's end, within a later one.
 
@@ -70,6 +76,7 @@ def verify(
         folder: an empty one, to work in.
         imports: packages whose classes the recipe may name.
         batches: of training an epoch; two epochs are trained.
+        places: after how many batches to break, instead.
 
     Raises:
         RecipeError: the recipe is wrong.
@@ -85,7 +92,7 @@ def verify(
     for name in plan.stages:
         stages.train_stage(whole, plan, name, watching=[Trace()])
         trained = len(_read(whole.stage(name) / TRACE))
-        for place in sorted({batches // 2, batches, batches + 1}):
+        for place in sorted(set(places) or {batches // 2, batches, batches + 1}):
             if 0 < place < trained:
                 yield Verdict(name, place, _broken(whole, name, place, folder / f"{name}-{place}"))
 

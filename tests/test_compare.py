@@ -211,10 +211,10 @@ def test_what_differs_besides_the_recipe_is_a_table_of_code_environment_and_data
     assert list(found.provenance.items()) == [
         ("git commit", [["aaaaaaa+ffffff"], ["aaaaaaa", "none"]]),
         ("code of lab", [[], ["1", "2"]]),
-        ("data of main", [["x" * 12], ["x" * 12, "y" * 12]]),
         ("torch", [[], ["2.1", "2.2"]]),
         ("plugin plug", [[], ["1", "2"]]),
         ("gpus", [[], ["[]", '["H200"]']]),
+        ("data of main", [["x" * 12], ["x" * 12, "y" * 12]]),
     ]
     assert found.as_dict()["provenance"]["torch"] == {"other": [], "r": ["2.1", "2.2"]}
     text = shown(found)
