@@ -114,7 +114,7 @@ def source_of(reference: From, this: Run | None) -> Path:
         return this.stage(reference.source)
     pinned = this.manifest.get("origins", {}).get(reference.source) if this is not None else None
     if this is not None and pinned is not None:  # `latest` is what it was when the run began
-        return this.folder / pinned
+        return this.folder / str(pinned)
     found, name = run.locate(reference.source, reference.folder)
     try:
         return run.stage_of(found, name)

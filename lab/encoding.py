@@ -19,6 +19,7 @@ from torch import Tensor
 DEEPEST = 32
 """Containers within containers that a value may have."""
 KIND = "is"
+MAPPINGS = ("dict", "OrderedDict", "Counter", "defaultdict")
 TENSOR = "tensor"
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
@@ -49,7 +50,7 @@ def encoded(value: Any, depth: int = 0) -> Any:
     Raises:
         Unsavable: it is, or holds, something that has no plain form.
     """
-    if type(value) in PLAIN:
+    if type(value) in PLAIN and value != b"":  # empty bytes are pickled as a call, which doesn't load
         return value
     if depth > DEEPEST:
         raise Unsavable(f"it is nested more than {DEEPEST} deep")
@@ -67,19 +68,25 @@ def decoded(plain: Any, existing: Any = None) -> Any:
     """The value that was encoded; put into ``existing`` where that is of the same kind.
 
     Raises:
-        Unsavable: it can only be put into an existing object, and there is none.
+        Unsavable: it can only be put into an existing object, and there is none; or it is of no kind that there is.
     """
     if type(plain) in (list, tuple):
-        parts = type(plain)(decoded(part) for part in plain)
+        parts = type(plain)(decoded(part, _taking(existing, place)) for place, part in enumerate(plain))
         if type(plain) is list and type(existing) is list:
             existing[:] = parts
             return existing
         return parts
     if not isinstance(plain, dict):
         return plain
-    if plain[KIND] == TENSOR:
-        return _tensor(plain["value"], plain["device"], existing)
-    return CODECS[plain[KIND]].decode(decoded(plain["value"]), existing)
+    kind, value = plain.get(KIND), plain.get("value")
+    if kind == TENSOR and isinstance(value, Tensor):
+        return _tensor(value, plain["device"], existing)
+    if kind not in CODECS:
+        raise Unsavable(f"the unknown kind {kind!r}")
+    if kind in MAPPINGS:
+        items = [(key := decoded(name), decoded(part, _taking(existing, key))) for name, part in value]
+        return CODECS[kind].decode(items, existing)
+    return CODECS[kind].decode(decoded(value), existing)
 
 
 def stateful(value: Any) -> bool:
@@ -87,6 +94,15 @@ def stateful(value: Any) -> bool:
     if isinstance(value, type):
         return False
     return callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
+
+
+def _taking(container: Any, place: Any) -> Any:
+    """What is at a place of a container, if only an existing object can take the state that was its."""
+    if isinstance(container, dict):
+        found = container.get(place)
+    else:
+        found = container[place] if isinstance(container, list | tuple) and place < len(container) else None
+    return found if stateful(found) or isinstance(found, defaultdict) else None
 
 
 def _exactly(*types: type) -> Callable[[Any], bool]:
@@ -118,9 +134,30 @@ def _mapping(kind: type) -> _Codec:
     return _Codec(_exactly(kind), lambda value: list(value.items()), decode)
 
 
+def _deque(parts: Any, existing: Any) -> deque[Any]:
+    values, longest = parts
+    if type(existing) is not deque or existing.maxlen != longest:
+        return deque(values, longest)
+    existing.clear()
+    existing.extend(values)
+    return existing
+
+
+def _set(parts: Any, existing: Any) -> set[Any]:
+    if type(existing) is not set:
+        return set(parts)
+    existing.clear()
+    existing.update(parts)
+    return existing
+
+
 def _array(parts: Any, existing: Any) -> Any:
     content, dtype, shape = parts
     array = np.frombuffer(content, np.dtype(dtype)).reshape(shape).copy()
+    alike = type(existing) is np.ndarray and existing.shape == array.shape and existing.dtype == array.dtype
+    if alike and existing.flags.writeable:
+        existing[...] = array
+        return existing
     return array if shape or isinstance(existing, np.ndarray) else array[()]
 
 
@@ -165,10 +202,11 @@ CODECS: dict[str, _Codec] = {
     "OrderedDict": _mapping(OrderedDict),
     "Counter": _mapping(Counter),
     "defaultdict": _mapping(defaultdict),
-    "set": _Codec(_exactly(set), list, lambda parts, _: set(parts)),
+    "set": _Codec(_exactly(set), list, _set),
     "frozenset": _Codec(_exactly(frozenset), list, lambda parts, _: frozenset(parts)),
-    "deque": _Codec(_exactly(deque), lambda value: (list(value), value.maxlen), lambda parts, _: deque(*parts)),
+    "deque": _Codec(_exactly(deque), lambda value: (list(value), value.maxlen), _deque),
     "size": _Codec(_exactly(torch.Size), list, lambda parts, _: torch.Size(parts)),
+    "bytes": _Codec(_exactly(bytes), list, lambda parts, _: bytes(list(parts))),
     "path": _Codec(_a(Path), str, lambda parts, _: Path(parts)),
     "array": _Codec(
         lambda value: isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc",

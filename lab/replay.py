@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lab import state
@@ -17,11 +17,13 @@ class Replayed:
 
     Args:
         loader: anything that gives batches; everything else about it is asked of it.
+        ahead: whether one batch more is fetched than is trained on, as Lightning does where it cannot know the last.
     """
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, ahead: Callable[[], bool] = lambda: False) -> None:
         self.loader = loader
-        self._ahead = 0 if _sized(loader) else 1  # Lightning fetches one ahead where it cannot know the last
+        self._fetches_ahead = ahead
+        self._ahead = False  # in this epoch
         self._served = 0
         self._began: state.State | None = None
         self._before_last: state.State | None = None
@@ -54,7 +56,7 @@ class Replayed:
         now = state.randomness()
         if left is not None:
             state.set_randomness(left["began"])
-        self._began = now if left is None else left["began"]
+        self._began, self._ahead = now if left is None else left["began"], self._fetches_ahead()
         batches = iter(self.loader)
         if left is not None:
             for _ in range(left["served"]):
@@ -67,14 +69,7 @@ class Replayed:
             try:
                 batch = next(batches)
             except StopIteration:
+                self._served += self._ahead  # what was fetched ahead is that there is no more
                 return
             self._served += 1
             yield batch
-
-
-def _sized(loader: Any) -> bool:
-    try:
-        len(loader)
-    except (TypeError, NotImplementedError):
-        return False
-    return True

@@ -82,7 +82,7 @@ class Run:
         Raises:
             UserError: one does already.
         """
-        with open(self.folder / LOCK, "a", opener=_unfollowed, encoding="utf-8") as file:  # noqa: PTH123  # an opener
+        with open(self.folder / LOCK, "a", opener=_unfollowed, encoding="utf-8") as file:  # an opener
             if not _locked(file):
                 raise UserError(f"{self.folder} is being written by another process: wait for it, or stop it first")
             yield

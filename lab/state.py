@@ -178,7 +178,9 @@ def _seen(value: Any) -> Any:
             result = type(value).__name__, [_seen(part) for part in value]
         case set() | frozenset():
             result = type(value).__name__, sorted(map(repr, value))
-        case torch.Generator() | np.random.Generator() | np.random.RandomState() | random.Random():
+        case torch.Generator():
+            result = _same(value), value.get_state().numpy().tobytes()
+        case np.random.Generator() | np.random.RandomState() | random.Random():
             result = _same(value), repr(encoded(value))
     return result
 
@@ -230,6 +232,11 @@ SAID = (
     "metric_attribute",
 )  # fmt: skip
 """What Lightning knows of a logged value, beside its reduction."""
+REDUCTIONS: dict[str, Any] = {
+    "mean": torch.mean, "sum": torch.sum, "max": torch.max, "min": torch.min,
+    "builtin sum": sum, "builtin max": max, "builtin min": min,
+}  # fmt: skip
+"""What Lightning reduces with, by what a checkpoint calls it."""
 
 
 def logged(results: _ResultCollection) -> list[State]:
@@ -239,8 +246,9 @@ def logged(results: _ResultCollection) -> list[State]:
         if not entry.meta.on_epoch:
             continue
         meta, sync = entry.meta, entry.meta.sync
+        reduction = next(name for name, reduce in REDUCTIONS.items() if reduce is meta.reduce_fx)
         saved = {
-            "key": key, "said": {name: getattr(meta, name) for name in SAID}, "reduction": meta.reduce_fx.__name__,
+            "key": key, "said": {name: getattr(meta, name) for name in SAID}, "reduction": reduction,
             "sync": {"_should": sync.should, "rank_zero_only": sync.rank_zero_only},
             "is_tensor": entry.is_tensor, "has_reset": entry.has_reset, "updates": entry._update_count,
         }  # fmt: skip
@@ -254,7 +262,7 @@ def set_logged(results: _ResultCollection, state: list[State], trainer: Trainer)
     """Put back what :func:`logged` found."""
     results.clear()
     for saved in state:
-        meta = _Metadata(**saved["said"], reduce_fx=saved["reduction"])
+        meta = _Metadata(**saved["said"], reduce_fx=REDUCTIONS[saved["reduction"]])
         meta.sync = _Sync(fn=trainer.strategy.reduce, _group=None, **saved["sync"])
         entry = _ResultMetric(meta, saved["is_tensor"])
         if saved["is_tensor"]:
@@ -263,6 +271,9 @@ def set_logged(results: _ResultCollection, state: list[State], trainer: Trainer)
             entry.value = trainer.lightning_module.get_submodule(meta.metric_attribute)
         entry.has_reset, entry._update_count = saved["has_reset"], saved["updates"]
         results[saved["key"]] = entry
+    begun = trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
+    if begun and not all(saved["has_reset"] for saved in state):
+        trainer._logger_connector._first_loop_iter = True  # else the next batch's would clear the sums, as the first's
 
 
 def frozen(module: nn.Module) -> State:

@@ -443,6 +443,41 @@ def test_a_file_of_data_that_is_not_there(changed: Refused) -> None:
     assert "where.csv is not there, nor is the folder" in said
 
 
+class TestBuiltForNothing:
+    """What only a constructor, or Lightning at the start of a training, would refuse."""
+
+    @pytest.mark.parametrize(
+        ("old", "new", "expected"),
+        [
+            ("lr: 0.01", "lr: .inf", "11:35: stages.teacher.module.optimizer.lr: should be a finite number, got .inf"),
+            ("lr: 0.01", "lr: .nan", "11:35: stages.teacher.module.optimizer.lr: should be a finite number, got .nan"),
+            ("[0.9, 0.99]", "[0.9, .inf]", "module.optimizer.betas: should be a finite number, got [0.9, Infinity]"),
+            ("logger: csv", "logger: [csv, {name: csv}]",
+             "5:15: logger: csv stands twice, and would write into the same place"),
+            ("progress: null", "early_stopping: {mode: maxx}",
+             "callbacks.early_stopping.mode: early_stopping: MisconfigurationException: `mode` can be min, max, got maxx"),
+            ("progress: null", "early_stopping: {}, other: {name: early_stopping, patience: 7}",
+             "callbacks.other: is the same early_stopping as callbacks.early_stopping, as far as its state tells"),
+            ("progress: null", "ema: {}, other: {name: ema}", "callbacks.other: is the same ema as callbacks.ema"),
+        ],
+    )  # fmt: skip
+    def test_is_refused_in_its_place(self, old: str, new: str, expected: str, changed: Refused) -> None:
+        [line] = changed(old, new)
+        assert expected in line
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ("logger: csv", "logger: [{name: wandb, project: a}, {name: wandb, project: b}]"),
+            ("progress: null", "learning_rate: {}, again: {name: learning_rate, logging_interval: step}"),
+            ("progress: null", "early_stopping: {monitor: val/loss, mode: min}, other: {name: early_stopping}"),
+        ],
+    )
+    def test_is_told_apart_from_what_is_right(self, old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("recipe.yaml").write_text(RECIPE.replace(old, new), encoding="utf-8")
+        assert main(["check", "recipe.yaml"]) == 0, capsys.readouterr().err
+
+
 class TestOverrides:
     @pytest.mark.parametrize(
         ("override", "expected"),

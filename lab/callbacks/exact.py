@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.utilities import rank_zero_warn
@@ -150,6 +151,7 @@ class Exact(Lean):
             "metrics": state.metrics(pl_module),
             "logged": state.logged(trainer.fit_loop.epoch_loop._results),
             "gradients": _gradients(pl_module),
+            "exhausted": list(_exhausted(trainer.fit_loop)),
         }
         connector = trainer._logger_connector
         checkpoint[KEY] = {
@@ -248,8 +250,10 @@ class Exact(Lean):
         for config, schedule in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=True):
             config.scheduler.load_state_dict(schedule)
         loop.load_state_dict(checkpoint["loops"]["fit_loop"])
+        own = saved["processes"][trainer.global_rank % len(saved["processes"])]
         if saved["moment"] == "step":
             _reposition(loop)
+            _exhausted(loop)[:] = own["exhausted"]
         loop._combined_loader_states_to_load = []
         _not_restarting(loop)
         trainer.should_stop = saved["should_stop"]
@@ -264,7 +268,6 @@ class Exact(Lean):
                 f"the training was left with {len(saved['processes'])} processes and goes on with "
                 f"{trainer.world_size}: what is drawn at random from now on is other than it would have been"
             )
-        own = saved["processes"][trainer.global_rank % len(saved["processes"])]
         assert self._attributes is not None
         self._attributes.restore(own["attributes"])
         state.set_metrics(module, own["metrics"])
@@ -301,9 +304,13 @@ def _make_resumable(trainer: Trainer) -> None:
         finally:
             training = False
 
+    def ahead() -> bool:
+        fetcher = loop._data_fetcher
+        return isinstance(fetcher, _PrefetchDataFetcher) and fetcher.length is None
+
     def processed(loader: object) -> object:
         loader = process(loader)
-        return Replayed(loader) if training and not _resumable([loader]) else loader
+        return Replayed(loader, ahead) if training and not _resumable([loader]) else loader
 
     loop.setup_data = setup  # type: ignore[method-assign]
     strategy.process_dataloader = processed  # type: ignore[method-assign,assignment]
@@ -349,6 +356,13 @@ def _reposition(loop: _FitLoop) -> None:
     loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
     iter(loop._data_fetcher)
     loop._data_fetcher.fetched += loop.epoch_loop.batch_progress.current.ready
+
+
+def _exhausted(loop: _FitLoop) -> list[bool]:
+    """Which of several loaders that are read in turns until all have ended has done so in this epoch."""
+    assert loop._combined_loader is not None
+    flags: list[bool] = getattr(loop._combined_loader._iterator, "_consumed", [])
+    return flags
 
 
 def _not_restarting(loop: _Loop) -> None:
