@@ -84,7 +84,7 @@ def decoded(plain: Any, existing: Any = None) -> Any:
     if kind not in CODECS:
         raise Unsavable(f"the unknown kind {kind!r}")
     if kind in MAPPINGS:
-        items = [(key := decoded(name), decoded(part, _taking(existing, key))) for name, part in value]
+        items = [(key := decoded(name), decoded(part, _taking(existing, key))) for name, part in value or ()]
         return CODECS[kind].decode(items, existing)
     return CODECS[kind].decode(decoded(value), existing)
 
@@ -114,11 +114,13 @@ def _a(*types: type) -> Callable[[Any], bool]:
 
 
 def _tensor(value: Tensor, device: str, existing: Any) -> Tensor:
-    if isinstance(existing, Tensor) and existing.shape == value.shape and existing.dtype == value.dtype:
+    here = existing if isinstance(existing, Tensor) and not existing.is_inference() else None
+    if here is not None and (here.shape, here.dtype) == (value.shape, value.dtype):
         with torch.no_grad():
-            existing.copy_(value)
-        return existing
-    return value.to(existing.device if isinstance(existing, Tensor) else device).clone()
+            here.copy_(value)
+        return here
+    moved: Tensor = value.to(existing.device if isinstance(existing, Tensor) else device)
+    return moved.clone()
 
 
 def _mapping(kind: type) -> _Codec:

@@ -7,12 +7,14 @@ with ``weights_only=True``.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import hashlib
 import random
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,7 +30,7 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import (
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from lab.encoding import Unsavable, decoded, encoded, stateful
 
@@ -78,6 +80,7 @@ class Attributes:
     def __init__(self, owners: Mapping[str, object]) -> None:
         self.owners = {name: owner for name, owner in owners.items() if not getattr(owner, "watches_only", False)}
         self.before = {name: {key: _seen(value) for key, value in _own(owner)} for name, owner in self.owners.items()}
+        self.objects = {name: {key: _same(value) for key, value in _own(owner)} for name, owner in self.owners.items()}
 
     def changed(self) -> State:
         """The attributes that are not what they were, encoded.
@@ -86,29 +89,46 @@ class Attributes:
             Unsavable: one of them cannot be saved.
         """
         result: State = {}
+        for name, key, value in self.differing():
+            filled = self.objects[name].get(key) == _same(value)
+            try:
+                if (stateful(value) or isinstance(value, defaultdict)) and key not in self.objects[name]:
+                    raise Unsavable("it was made during the training: make it before, in the constructor")
+                result.setdefault(name, {})[key] = {"filled": filled, "value": encoded(value)}
+            except Unsavable as cause:
+                raise Unsavable(
+                    f"{name}.{key} cannot be saved, so a resumed training would differ: {cause}. Keep numbers, "
+                    "strings, tensors, random generators, and lists and mappings of them in attributes that "
+                    f"change, give it state_dict and load_state_dict, or, if it can be made anew, name it in "
+                    f'{type(self.owners[name]).__name__}.unsaved = ("{key}",)'
+                ) from cause
+        return result
+
+    def differing(self) -> Iterator[tuple[str, str, Any]]:
+        """The owner's name, the attribute's, and its value, of each that is not what it was."""
         for name, owner in self.owners.items():
             before = self.before[name]
             for key, value in _own(owner):
                 if key not in before or _seen(value) != before[key]:
-                    try:
-                        result.setdefault(name, {})[key] = encoded(value)
-                    except Unsavable as cause:
-                        raise Unsavable(
-                            f"{name}.{key} cannot be saved, so a resumed training would differ: {cause}. Keep numbers, "
-                            "strings, tensors, random generators, and lists and mappings of them in attributes that "
-                            f"change, give it state_dict and load_state_dict, or, if it can be made anew, name it in "
-                            f'{type(owner).__name__}.unsaved = ("{key}",)'
-                        ) from cause
-        return result
+                    yield name, key, value
+
+    def count(self, names: Iterable[tuple[str, str]]) -> None:
+        """Take attributes for changed: owner's name and attribute's each."""
+        for name, key in names:
+            self.before[name].pop(key, None)
 
     def restore(self, state: State) -> None:
-        """Give the attributes the values that :meth:`changed` encoded; containers and tensors keep their identity."""
+        """Give the attributes the values that :meth:`changed` encoded.
+
+        Containers and tensors that were filled are filled again, so that whoever shares them sees it; where another
+        object had taken the place, another takes it.
+        """
         for name, attributes in state.items():
             if (owner := self.owners.get(name)) is None:
                 continue
-            for key, value in attributes.items():
+            for key, saved in attributes.items():
                 existing = getattr(owner, key, None)
-                new = decoded(value, existing)
+                new = decoded(saved["value"], existing if saved["filled"] else _apart(existing))
                 if new is not existing:
                     setattr(owner, key, new)
 
@@ -135,7 +155,8 @@ def owners(trainer: Trainer) -> dict[str, object]:
 def _inherited() -> frozenset[str]:
     """The attributes that Lightning and torch keep themselves."""
     lazily = ("trainer", "_hparams", "_hparams_initial", "_hparams_name", "_log_hyperparams")
-    return frozenset({*vars(LightningModule()), *vars(LightningDataModule()), *vars(nn.Module()), *lazily})
+    bases = (LightningModule(), LightningDataModule(), nn.Module(), MeanMetric())
+    return frozenset({*(name for base in bases for name in vars(base)), *lazily})
 
 
 def _own(owner: object) -> Iterator[tuple[str, Any]]:
@@ -143,6 +164,8 @@ def _own(owner: object) -> Iterator[tuple[str, Any]]:
     kind = type(owner)
     unsaved = {name for base in kind.__mro__ for name in base.__dict__.get("unsaved", ())}
     foreign = kind.__module__.partition(".")[0] == "lightning"
+    if isinstance(owner, Metric):
+        unsaved |= owner._defaults.keys()  # what it adds up is saved as such
     for key, value in vars(owner).items():
         derived = isinstance(getattr(kind, key, None), functools.cached_property)
         derived = derived or getattr(value, "__self__", None) is owner  # a method, as DDP leaves one
@@ -168,7 +191,7 @@ def _seen(value: Any) -> Any:
         case None | bool() | int() | float() | complex() | str() | bytes():
             result = type(value).__name__, repr(value)  # nan is itself
         case Tensor():
-            result = _same(value), value._version
+            result = object() if value.is_inference() else (_same(value), value._version)  # the former don't count
         case np.ndarray() if value.dtype != object and value.nbytes <= HASHED_UP_TO:
             digest = hashlib.blake2b(np.ascontiguousarray(value).tobytes()).digest()
             result = value.shape, str(value.dtype), digest
@@ -178,11 +201,22 @@ def _seen(value: Any) -> Any:
             result = type(value).__name__, [_seen(part) for part in value]
         case set() | frozenset():
             result = type(value).__name__, sorted(map(repr, value))
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            result = _same(value), [_seen(getattr(value, field.name)) for field in dataclasses.fields(value)]
         case torch.Generator():
             result = _same(value), value.get_state().numpy().tobytes()
         case np.random.Generator() | np.random.RandomState() | random.Random():
             result = _same(value), repr(encoded(value))
     return result
+
+
+def _apart(value: Any) -> Any:
+    """What a state can be put into without anybody else seeing it."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict | list | set | deque):
+        return copy.copy(value)
+    return value if stateful(value) or isinstance(value, tuple) else None
 
 
 class _same:  # noqa: N801  # a value of comparison, not a thing

@@ -38,8 +38,8 @@ from lab.stages import StageFailed
 TRACE = "trace.jsonl"
 """The file in a stage's folder that has a line for every batch."""
 GENERATORS = {"python": "Python's", "numpy": "NumPy's", "torch": "torch's", "cuda": "CUDA's"}
-TIMES = ("seconds", "train_seconds")
-"""What no two runs have alike."""
+BESIDES = ("seconds", "train_seconds", "filled")
+"""What may differ between equal trainings: times, and whether an attribute's object was there from the beginning."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
         same = one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
         return [] if same else [place]
     if isinstance(one, dict) and isinstance(other, dict):
-        keys = [key for key in {**one, **other} if key not in TIMES]
+        keys = [key for key in {**one, **other} if key not in BESIDES]
         absent = object()
         pairs = ((f"{place}.{key}".removeprefix("."), one.get(key, absent), other.get(key, absent)) for key in keys)
         return [found for where, left, right in pairs for found in differences(left, right, where)]

@@ -455,7 +455,8 @@ class TestBuiltForNothing:
             ("logger: csv", "logger: [csv, {name: csv}]",
              "5:15: logger: csv stands twice, and would write into the same place"),
             ("progress: null", "early_stopping: {mode: maxx}",
-             "callbacks.early_stopping.mode: early_stopping: MisconfigurationException: `mode` can be min, max, got maxx"),
+             "callbacks.early_stopping.mode: early_stopping: MisconfigurationException: `mode` can be min, max, "
+             "got maxx"),
             ("progress: null", "early_stopping: {}, other: {name: early_stopping, patience: 7}",
              "callbacks.other: is the same early_stopping as callbacks.early_stopping, as far as its state tells"),
             ("progress: null", "ema: {}, other: {name: ema}", "callbacks.other: is the same ema as callbacks.ema"),

@@ -79,6 +79,8 @@ class Exact(Lean):
         self._kept = False  # whether the state at the end is on disk
         self._loaded: dict[str, Any] | None = None
         self._attributes: state.Attributes | None = None
+        self._unchecked: state.Attributes | None = None
+        self._changed_by_check: list[tuple[str, str]] = []
         self._steps = 0
         self._agree_at = 1  # steps
         self._agreed = 0, 0.0  # steps, and the time
@@ -110,6 +112,16 @@ class Exact(Lean):
         """What schedules know of the training's length, before they are told that of the one that was left."""
         schedules = [vars(config.scheduler) for config in trainer.lr_scheduler_configs]
         self._lengths = [{name: known[name] for name in LENGTHS if name in known} for known in schedules]
+
+    @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._unchecked = state.Attributes(state.owners(trainer))
+
+    @override
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A training that is gone on with has no such check: what it changed is part of the state."""
+        if self._unchecked is not None:
+            self._changed_by_check = [(name, key) for name, key, _ in self._unchecked.differing()]
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -159,6 +171,7 @@ class Exact(Lean):
             "processes": _gathered(trainer, own),
             "frozen": state.frozen(pl_module),
             "should_stop": trainer.should_stop,
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "metrics": {name: dict(getattr(connector, name)) for name in _METRICS},
             "loggers": {type(one).__qualname__: one.state_dict() for one in _resumable(trainer.loggers)},
         }
@@ -167,6 +180,7 @@ class Exact(Lean):
         """Before an epoch: all hooks of a fresh start have run."""
         if self._attributes is None:
             self._attributes = state.Attributes(state.owners(trainer))
+            self._attributes.count(self._changed_by_check)
         if self._loaded is not None and self._loaded[KEY]["moment"] == "end":
             self._restore(trainer, self._loaded)
             trainer.should_stop = False  # what ended it then is over: it is to go on
@@ -257,6 +271,7 @@ class Exact(Lean):
         loop._combined_loader_states_to_load = []
         _not_restarting(loop)
         trainer.should_stop = saved["should_stop"]
+        trainer.accumulate_grad_batches = saved["accumulate_grad_batches"]  # a callback may change it with the epoch
         for name, values in saved["metrics"].items():
             getattr(trainer._logger_connector, name).update(values)
         for logger in _resumable(trainer.loggers):

@@ -143,7 +143,8 @@ def worked() -> tuple[Any, Any]:
 
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
-        yield from (Noisy()[index] for index in torch.randperm(500).tolist())
+        samples = Noisy()
+        yield from (samples[index] for index in torch.randperm(500).tolist())
 
 
 def streamed() -> tuple[Any, Any]:
