@@ -35,7 +35,7 @@ VALUES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_a_value_comes_back_equal_and_of_its_type(value: Any) -> None:
     back = through_a_file(value)
     assert back == value
@@ -163,7 +163,9 @@ def test_a_tensor_and_an_array_are_filled_where_they_are() -> None:
     assert (tensor.tolist(), array.tolist()) == ([1, 1], [1, 1])
 
 
-@pytest.mark.parametrize("existing", [torch.zeros(3), torch.zeros(2, dtype=torch.int64), "text"], ids=str)
+@pytest.mark.parametrize(
+    "existing", [torch.zeros(3), torch.zeros(2, dtype=torch.int64), "text"], ids=["shape", "type", "text"]
+)
 def test_a_tensor_of_another_shape_or_type_takes_the_place_of_what_is_there(existing: Any) -> None:
     back = through_a_file(torch.ones(2), existing)
     assert back is not existing
@@ -226,7 +228,7 @@ def test_nesting_has_an_end_and_so_has_what_holds_itself() -> None:
         {"is": "array", "value": (b"\0" * 8, "O", [1])}, {"is": "torch.Generator", "value": (1, "cpu")},
         {"is": "state", "value": {"is": "dict", "value": []}}, [{"is": "eval", "value": "1"}],
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_a_plain_form_that_nobody_made_so_raises(plain: Any) -> None:
     with pytest.raises((Unsavable, KeyError, TypeError, ValueError)):
