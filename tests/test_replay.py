@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -93,8 +94,8 @@ class Reads(LightningModule):
 
 
 def plain(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.tolist()
+    if batch is None or isinstance(batch, Tensor):
+        return None if batch is None else batch.tolist()
     return [plain(part) for part in (batch.values() if isinstance(batch, dict) else batch)]
 
 
@@ -102,13 +103,15 @@ def seed(number: int) -> None:
     torch.manual_seed(number), np.random.seed(number), random.seed(number)  # what datasets draw from
 
 
-def read(folder: Path, loader: Any, number: int, *, stop_after: int = 0, go_on: bool = False) -> list[Any]:
+def read(
+    folder: Path, loader: Any, number: int, *, stop_after: int = 0, go_on: bool = False, **arguments: Any
+) -> list[Any]:
     """The batches of three epochs, or those until the stop, in a process whose generators stand elsewhere."""
     seed(number)
     module = Reads(stop_after)
     trainer = Trainer(
         callbacks=[Checkpoints(every_seconds=0.0)], default_root_dir=folder, logger=False, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False, max_epochs=3,
+        enable_progress_bar=False, enable_model_summary=False, max_epochs=3, **arguments,
     )  # fmt: skip
     last = folder / "checkpoints" / "last.ckpt" if go_on else None
     try:
@@ -127,6 +130,33 @@ def test_the_batches_to_come_are_those_that_would_have_come(tmp_path: Path, name
     resumed = read(tmp_path / "parted", LOADERS[name](), 99, go_on=True)
     assert len(whole) == 3 * BATCHES
     assert (len(left), len(resumed)) == (after, len(whole) - after)
+    assert left + resumed == whole
+
+
+def sometimes_longer(mode: str) -> Any:
+    """One of six batches and one without a length, of four."""
+    return CombinedLoader({"one": shuffled(), "other": DataLoader(Stream(), batch_size=3)}, mode)
+
+
+@pytest.mark.parametrize("after", [3, 4, 5], ids=lambda n: f"after_{n}")
+@pytest.mark.parametrize(
+    ("make", "arguments", "batches"),
+    [
+        (LOADERS["without a length"], {"limit_train_batches": 4}, 4),
+        (LOADERS["without a length"], {"limit_train_batches": 400}, 6),
+        (lambda: sometimes_longer("max_size_cycle"), {}, 6),
+        (lambda: sometimes_longer("max_size"), {}, 6),
+        (lambda: sometimes_longer("min_size"), {}, 4),
+    ],
+    ids=["limited", "limited beyond its end", "until all have ended", "without what has ended", "until one has ended"],
+)
+def test_a_batch_that_was_fetched_ahead_or_not_is_neither_lost_nor_read_twice(
+    tmp_path: Path, make: Callable[[], Any], arguments: dict[str, Any], batches: int, after: int
+) -> None:
+    whole = read(tmp_path / "whole", make(), 1, **arguments)
+    left = read(tmp_path / "parted", make(), 1, stop_after=after, **arguments)
+    resumed = read(tmp_path / "parted", make(), 99, go_on=True, **arguments)
+    assert len(whole) == 3 * batches
     assert left + resumed == whole
 
 

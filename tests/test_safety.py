@@ -171,7 +171,7 @@ class TestNetworks:
     @pytest.mark.parametrize(
         ("component", "said"),
         [
-            ({"name": "os.system"}, "--import allows"),
+            ({"name": "os.system"}, "`--import os` allows"),
             ({"name": "torch.nn.Linear", "in_features": 1, "out_features": 1}, "is a dotted name"),
             ({"class_path": "os.system", "init_args": {"command": "touch canary"}}, "without `name:`"),
             ({"name": "subprocess:run"}, "no network named"),

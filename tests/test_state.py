@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassPrecision, MulticlassRecall
 
 from lab import state
@@ -212,6 +213,127 @@ def test_an_object_with_a_state_is_always_saved() -> None:
     holder.counter.count, holder.several[1].count = 3, 4
     its.restore(attributes.changed())
     assert (fresh.counter.count, [one.count for one in fresh.several]) == (3, [0, 4])
+
+
+class Sharing:
+    """Its attributes begin as one list and one tensor that somebody else has, too."""
+
+    def __init__(self, values: list[int], tensor: Tensor) -> None:
+        self.one = self.other = values
+        self.best = self.last = tensor
+
+
+def shared() -> tuple[Sharing, list[int], Tensor, Attributes]:
+    values, tensor = [0], torch.zeros(1)
+    owner = Sharing(values, tensor)
+    return owner, values, tensor, Attributes({"Sharing": owner})
+
+
+def test_what_was_filled_is_filled_for_all_who_share_it() -> None:
+    owner, *_, attributes = shared()
+    owner.one.append(1)
+    owner.best += 1
+    fresh, values, tensor, its = shared()
+    its.restore(attributes.changed())
+    assert values == [0, 1]
+    assert float(tensor) == 1
+    assert fresh.one is fresh.other is values
+    assert fresh.best is fresh.last is tensor
+
+
+def test_what_another_object_took_the_place_of_stays_as_it_is() -> None:
+    owner, *_, attributes = shared()
+    owner.one, owner.other, owner.best, owner.last = [1], [2], torch.ones(1), torch.full((1,), 2.0)
+    fresh, values, tensor, its = shared()
+    its.restore(attributes.changed())
+    assert (fresh.one, fresh.other, values) == ([1], [2], [0])
+    assert [float(fresh.best), float(fresh.last), float(tensor)] == [1, 2, 0]
+
+
+@pytest.mark.parametrize("beforehand", [False, True])
+def test_what_a_validation_computed_is_saved_though_it_counts_no_changes(beforehand: bool) -> None:
+    class Keeps:
+        def __init__(self) -> None:
+            self.outputs: Any = None
+            if beforehand:
+                with torch.inference_mode():
+                    self.outputs = torch.zeros(2)
+
+    owner, fresh = Keeps(), Keeps()
+    attributes, its = Attributes({"Keeps": owner}), Attributes({"Keeps": fresh})
+    with torch.inference_mode():
+        if beforehand:
+            owner.outputs += 1
+        else:
+            owner.outputs = torch.ones(2)
+    its.restore(attributes.changed())
+    assert fresh.outputs.tolist() == [1, 1]
+
+
+def test_a_record_that_changed_within_is_seen() -> None:
+    @dataclasses.dataclass
+    class Record:
+        count: int = 0
+
+    owner, attributes = watched()
+    owner.record = Record()
+    attributes = Attributes({"Owner": owner})
+    assert attributes.changed() == {}
+    owner.record.count += 1
+    with pytest.raises(Unsavable, match=r"^Owner\.record cannot be saved, .*Record"):
+        attributes.changed()
+
+
+@pytest.mark.parametrize("made", [defaultdict(list), MulticlassAccuracy(3)], ids=lambda made: type(made).__name__)
+def test_what_nobody_could_take_is_refused_when_it_is_saved_not_when_it_is_needed(made: Any) -> None:
+    class Holder:
+        """Has nothing at first."""
+
+    owner = Holder()
+    attributes = Attributes({"Holder": owner})
+    owner.late = made  # type: ignore[attr-defined]
+    with pytest.raises(Unsavable, match=r"^Holder\.late cannot be saved, .*make it before, in the constructor"):
+        attributes.changed()
+
+
+def test_what_is_counted_as_changed_is_saved() -> None:
+    _, attributes = watched()
+    attributes.count([("Owner", "losses")])
+    assert list(attributes.changed()["Owner"]) == ["losses"]
+
+
+class Remembers(Metric):
+    """A plugin's own metric, with an attribute beside its states."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("all", [], dist_reduce_fx="cat")
+        self.calls = 0
+
+    def update(self, value: float) -> None:
+        self.total += value
+        self.all.append(torch.tensor([value]))
+        self.calls += 1
+
+    def compute(self) -> Tensor:
+        return self.total + self.calls + sum(self.all)
+
+
+def test_a_plugins_metric_is_saved_once_its_states_as_such_and_its_attributes() -> None:
+    left, fresh = nn.ModuleDict({"own": Remembers()}), nn.ModuleDict({"own": Remembers()})
+    attributes, its = Attributes({"own": left["own"]}), Attributes({"own": fresh["own"]})
+    left["own"].update(2.0)
+    left["own"].compute()
+    saved = attributes.changed()
+    assert list(saved["own"]) == ["calls"]
+    its.restore(saved)
+    state.set_metrics(fresh, state.metrics(left))  # type: ignore[arg-type]  # any module has metrics
+    for metric in (left["own"], fresh["own"]):
+        metric.update(3.0)
+    assert torch.equal(left["own"].compute(), fresh["own"].compute())
 
 
 def draws() -> list[float]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from digits_fit import LIGHTNINGS_OWN, Classifier, loader, trainer
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -94,6 +94,21 @@ class Plateau(Drops):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val/accuracy"}}
 
 
+class Validated(Drops):
+    """Learns by what validations, and the check before training, computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[Tensor] = []
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.outputs.append(self.network(batch[0]).mean())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * (1 + 0.1 * sum(map(float, self.outputs)))
+
+
 class Manual(Drops):
     """Adds up the gradients of two batches itself."""
 
@@ -162,6 +177,8 @@ CASES: dict[str, Case] = {
     "average and early stopping": (
         Drops, data, {}, lambda: [EMA(0.9), EarlyStopping("val/accuracy", mode="max", patience=1)],
     ),
+    "accumulation that changes": (Drops, data, {}, lambda: [GradientAccumulationScheduler({0: 3, 1: 2})]),
+    "checked before": (Validated, data, {"num_sanity_val_steps": 2}, list),
     "shuffled": (Drops, shuffled, {}, list),
     "noisy": (Drops, noisy, {}, list),
     "workers": (Drops, worked, {}, list),
