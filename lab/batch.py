@@ -7,9 +7,9 @@ themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -43,7 +43,7 @@ class Labelled:
     def __getitem__(self, which: Tensor | slice) -> Labelled:
         """The samples that a mask, indices or a slice choose."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Labelled(**{k: v[which] if v is not None and v.ndim else v for k, v in parts.items()})
+        return type(self)(**{k: v[which] if v is not None and v.ndim else v for k, v in parts.items()})
 
     @property
     def labelled(self) -> Tensor:
@@ -65,6 +65,48 @@ class Labelled:
         if isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
             return cls(batch[0], batch[1])
         raise TypeError(f"a batch of inputs and targets was expected, got {type(batch).__name__}")
+
+
+@dataclass
+class Tasks(Labelled):
+    """Labelled samples of a stream of tasks: ``task``, ``[B]``, says from which, and ``index`` where in the stream."""
+
+
+class Stream(Protocol):
+    """What a technique that learns one task after the other asks its data.
+
+    Tasks count from 0. A sample's place in the stream, its ``index``, is one of all tasks.
+    """
+
+    at_once: bool
+    """Whether all tasks are learnt together."""
+    epochs_per_task: int
+
+    def task_of(self, epoch: int) -> int:
+        """The task that an epoch of the training, from 0, learns."""
+        ...
+
+    def ends_task(self, epoch: int) -> bool:
+        """Whether an epoch is the last of its task."""
+        ...
+
+    def of_tasks(
+        self, split: Literal["train", "val", "test"], tasks: Sequence[int], at_most: int | None = None
+    ) -> Iterable[Tasks]:
+        """This process's part of the labelled samples of tasks, as they are, in order.
+
+        Args:
+            at_most: so many, chosen at random.
+        """
+        ...
+
+    def places(self, tasks: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """``[N]`` places of the labelled training samples of tasks, their tasks and their targets."""
+        ...
+
+    def at(self, places: Tensor) -> Tasks:
+        """The training samples at ``[B]`` places, augmented by nothing."""
+        ...
 
 
 @dataclass

@@ -144,8 +144,7 @@ def _resembles_slot(name: str, kind: Kind) -> bool:
 def _derives_from_base(name: str, kind: Kind) -> bool:
     if not kind.base or "." not in name or name.partition(".")[0] in ("typing", "collections", "builtins"):
         return False
-    module, _, attribute = name.rpartition(".")
-    return any(_same(base, kind.base) for base in signature.read(f"{module}:{attribute}").bases)
+    return _is_a(name, kind.base)
 
 
 class _Finder:
@@ -328,12 +327,12 @@ class _Finder:
     def _fit(self, module: Component, data: Component) -> None:
         """Whether the module can consume what the data yields, where both say so."""
         consumes, yields = module.signature.attributes.get("consumes"), data.signature.attributes.get("yields")
-        if not isinstance(consumes, Reference) or not isinstance(yields, Reference) or _same(consumes, yields):
+        if not isinstance(consumes, Reference) or not isinstance(yields, Reference) or _is_a(yields, consumes):
             return
         fitting = [
             entry.name
             for entry in datamodules.entries()
-            if isinstance(other := read_signature(entry).attributes.get("yields"), Reference) and _same(other, consumes)
+            if isinstance(other := read_signature(entry).attributes.get("yields"), Reference) and _is_a(other, consumes)
         ]
         fit = f"data that fits: {', '.join(fitting)}" if fitting else "no installed data does"
         message = f"{module.name} consumes {_last(consumes)} batches, {data.name} yields {_last(yields)}; {fit}"
@@ -500,6 +499,12 @@ def _without_name(node: Node) -> str:
 def _same(name: str, other: str) -> bool:
     """Whether two dotted names mean one class: packages re-export, so the first and the last word decide."""
     return name == other or (name.partition(".")[0], _last(name)) == (other.partition(".")[0], _last(other))
+
+
+def _is_a(name: str, wanted: str) -> bool:
+    """Whether a dotted name is that of a class or of one derived from it."""
+    module, _, attribute = name.rpartition(".")
+    return _same(name, wanted) or any(_same(base, wanted) for base in signature.read(f"{module}:{attribute}").bases)
 
 
 def _last(name: str) -> str:

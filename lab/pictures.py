@@ -17,6 +17,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lab import statistics
 from lab.files import replacing
 
@@ -146,6 +148,37 @@ def confusion(counts: NDArray[Any], classes: Sequence[str] | None = None) -> Fig
         bar.outline.set_visible(False)
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         bar.set_label("share of the true class")
+    return figure
+
+
+def heatmap(values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
+    """A table as colours, its values in the cells of up to 20 columns; NaN stays empty.
+
+    Args:
+        values: ``[R, C]``.
+        rows: their names.
+        columns: theirs.
+    """
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    with _styled():
+        width, height = (min(max(0.48 * size, 2.6), 9.0) for size in values.T.shape)
+        figure, (ax,) = _grid(1, width=width + 1.8, height=height + 0.9)
+        image = ax.imshow(values, cmap="Blues", vmin=low, vmax=high)
+        ax.grid(visible=False)
+        ax.spines[:].set_visible(False)
+        ax.set_title(_fitting(title))
+        for axis, names in ((ax.set_xticks, columns), (ax.set_yticks, rows)):
+            every = -(-len(names) // NAMED)
+            axis(range(0, len(names), every), names[::every])
+        ax.tick_params(length=0)
+        if values.shape[1] <= COUNTED:
+            for (row, column), value in np.ndenumerate(values):
+                if np.isfinite(value):
+                    dark = value - low > 0.6 * (high - low)
+                    color = "white" if dark else INK
+                    ax.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=7)
+        figure.colorbar(image, ax=ax, shrink=0.8, aspect=24).outline.set_visible(False)
     return figure
 
 

@@ -199,8 +199,10 @@ def _tests(built: Built) -> bool:
 
 
 def _keep(built: Built, lightning: Trainer, folder: Path) -> dict[str, Any]:
-    """Save the network, and what its data learnt; what the callbacks and the file say about it."""
+    """Save the network, and what its data learnt; what the module, the callbacks and the file say about it."""
     reported: dict[str, Any] = {}
+    if callable(results := getattr(built.module, "results", None)):
+        reported |= results()
     for callback in lightning.callbacks:  # type: ignore[attr-defined]  # Lightning adds it outside the constructor
         if isinstance(callback, Reports):
             reported |= callback.results(lightning, built.module)

@@ -33,7 +33,7 @@ class Checkpoints(Lean, Checkpoint):
     """Keeps ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``, ordinary Lightning checkpoints.
 
     ``monitor`` is read after every validation, and where there is none after every training epoch. An epoch's weights
-    are the best if the module's ``selectable(epoch)``, where it has one, allows them and the metric is strictly better
+    are the best if ``selectable(epoch)`` of module and data, where they have it, allows them and the metric is strictly better
     than before: of equals the earlier stays, NaN never wins, and the sanity check doesn't count.
 
     ``last.ckpt`` is what a training goes on from (:mod:`lab.callbacks.exact`). It is written after the first step, so
@@ -209,9 +209,10 @@ class Checkpoints(Lean, Checkpoint):
                 rank_zero_warn(f"{_unknown(monitor, metrics)}; without validation data the last weights are chosen")
                 self._validated_after = 0
             return
-        selectable = getattr(module, "selectable", None)
-        if callable(selectable) and not selectable(trainer.current_epoch):
-            return
+        for part in (module, getattr(trainer, "datamodule", None)):
+            selectable = getattr(part, "selectable", None)
+            if callable(selectable) and not selectable(trainer.current_epoch):
+                return
         score = float(metrics[monitor])
         better = not math.isnan(score) and (
             self._best is None or (score < self._best.score if self.mode == "min" else score > self._best.score)

@@ -53,6 +53,9 @@ class Reader:
         self.index = torch.arange(len(samples)) if samples.index is None else samples.index
         self.augmentation = augmentation
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
     @property
     def mixes(self) -> bool:
         """Whether a sample needs a partner."""
@@ -67,6 +70,10 @@ class Reader:
             self.index.index_select(0, chosen),
             task.index_select(0, chosen) if task is not None and task.ndim else task,
         )
+
+    def plain(self, chosen: Tensor) -> Labelled:
+        """The batch of the samples at ``[B]`` positions where nothing is augmented."""
+        return self.select(chosen)
 
     def __call__(self, request: Request) -> Labelled:
         """One batch."""
@@ -89,7 +96,7 @@ class Reader:
         return batch
 
     def _named(self, index: Tensor, rounds: Tensor) -> Tensor:
-        return index + rounds * len(self.samples)
+        return index + rounds * len(self)
 
 
 def pixels(inputs: Tensor) -> Tensor:
@@ -104,7 +111,8 @@ class Loader(ABC):
     process taking the same number of steps and none an empty batch: fewer samples than processes join the batch before.
 
     Args:
-        samples: what is served; batches carry its ``index``, or where it has none the position in it.
+        samples: what is served; batches carry its ``index``, or where it has none the position in it. Or what makes
+            batches of positions.
         batch_size: samples a batch and process.
         shuffle: a new order every epoch; else the given one.
         seed: of the order.
@@ -114,7 +122,7 @@ class Loader(ABC):
         drop_last: leave out what doesn't fill a last global batch.
         rank: of this process.
         world_size: number of processes.
-        augmentation: what happens to the inputs.
+        augmentation: what happens to the inputs; a reader knows that itself.
 
     Raises:
         ValueError: an epoch would have no batch.
@@ -124,7 +132,7 @@ class Loader(ABC):
 
     def __init__(
         self,
-        samples: Labelled,
+        samples: Labelled | Reader,
         batch_size: int,
         *,
         shuffle: bool = False,
@@ -136,13 +144,13 @@ class Loader(ABC):
         world_size: int = 1,
         augmentation: Augmentation | None = None,
     ) -> None:
-        self.reader = Reader(samples, augmentation)
+        self.reader = samples if isinstance(samples, Reader) else Reader(samples, augmentation)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self._among = torch.arange(len(samples)) if among is None else among
+        self._among = torch.arange(len(self.reader)) if among is None else among
         self._in_order = among is None and length is None and not shuffle
         length = len(self._among) if length is None or not len(self._among) else length
         self._span = batch_size * world_size
@@ -246,7 +254,7 @@ class Batches(Loader):
         order = None if self._in_order else self._order(epoch)
         for step in range(first, len(self)):
             begin, end = self._share(step)
-            yield self._slice(begin, end) if order is None else self.reader.select(order[begin:end])
+            yield self._slice(begin, end) if order is None else self.reader.plain(order[begin:end])
 
     def _slice(self, begin: int, end: int) -> Labelled:
         batch = self.reader.samples[begin:end]
@@ -269,7 +277,7 @@ class Streamed(Loader):
         **order: see :class:`Loader`.
     """
 
-    def __init__(self, samples: Labelled, batch_size: int, *, num_workers: int, **order: Any) -> None:
+    def __init__(self, samples: Labelled | Reader, batch_size: int, *, num_workers: int, **order: Any) -> None:
         super().__init__(samples, batch_size, **order)
         self._asked: Iterator[Request] = iter(())
         self._loader: DataLoader[Labelled | ValueError] = DataLoader(

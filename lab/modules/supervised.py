@@ -84,9 +84,13 @@ class Supervised(Technique):
         outputs: Tensor = self.network(inputs)
         return outputs
 
+    def answers(self, batch: Labelled) -> Tensor:
+        """The network's outputs for a batch, ``[B, K]``: what it is trained by, judged by and asked for."""
+        return self.forward(batch.inputs)
+
     def loss(self, batch: Labelled) -> Terms:
         """What a batch is trained on; the one thing that a technique changes."""
-        return Terms(self.objective.loss(self.network(batch.inputs), batch.targets))
+        return Terms(self.objective.loss(self.answers(batch), batch.targets))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One batch's loss."""
@@ -108,17 +112,21 @@ class Supervised(Technique):
         if isinstance(batch, Tensor):
             return self.objective.columns(self.network(batch))
         known = {"index": batch.index} if batch.index is not None else {}
-        return {**known, "target": batch.targets, **self.objective.columns(self.network(batch.inputs))}
+        return {**known, "target": batch.targets, **self.objective.columns(self.answers(batch))}
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer over the trainable parameters, and its scheduler over the training's steps."""
         optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
         if self.scheduler is None:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)  # loads the data, so that an epoch's batches are known
-        epoch_steps = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
+        steps, epoch_steps = self.schedule_steps()
         schedule = scheduled(self.scheduler, optimizer, steps, epoch_steps, self.monitor[0])
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def schedule_steps(self) -> tuple[int, int]:
+        """Optimizer steps of the training that a schedule goes through, and of an epoch."""
+        steps = int(self.trainer.estimated_stepping_batches)  # loads the data, so that an epoch's batches are known
+        return steps, -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
 
     def on_train_epoch_end(self) -> None:
         """Log what the last, unfinished window of steps gave."""
@@ -165,7 +173,7 @@ class Supervised(Technique):
         }
 
     def _judge(self, batch: Labelled, split: str, metrics: nn.Module) -> None:
-        outputs = self.network(batch.inputs)
+        outputs = self.answers(batch)
         known = batch.labelled
         if not bool(known.all()):
             outputs, batch = outputs[known], batch[known]
