@@ -5,13 +5,13 @@ D. Lopez-Paz and M. Ranzato: Gradient Episodic Memory for Continual Learning, Ne
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import rotate
 
 from lab.batch import Labelled
 from lab.datamodules.labelled import LabelledData
@@ -62,5 +62,9 @@ class Rotated(TaskStream):
         angle = self.angles[task] % 360
         if not angle:
             return inputs
-        turned: Tensor = rotate(inputs, angle, InterpolationMode.BILINEAR)
-        return turned
+        cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        height, width = inputs.shape[2:]
+        back = [[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]]  # where a pixel comes from
+        turn = torch.tensor(back, dtype=inputs.dtype, device=inputs.device).expand(len(inputs), 2, 3)
+        grid = F.affine_grid(turn, list(inputs.shape), align_corners=False)
+        return F.grid_sample(inputs, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

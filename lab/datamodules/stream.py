@@ -256,7 +256,7 @@ class TaskStream(LightningDataModule, ABC):
         self.at_once = bool(getattr(trainer.lightning_module, "at_once", False))
         self.epochs_per_task = loop.max_epochs
         loop.max_epochs *= 1 if self.at_once else self.tasks
-        trainer.reload_dataloaders_every_n_epochs = 1
+        trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]  # as Lightning's connector does
         self._followed = trainer
 
     def _labelled(self, samples: Labelled) -> list[Tensor]:

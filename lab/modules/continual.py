@@ -12,6 +12,7 @@ arXiv:1706.08840; forgetting after A. Chaudhry et al.: Riemannian Walk, ECCV 201
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -85,7 +86,7 @@ class Continual(Supervised):
         self.batch_norm = batch_norm
         self.tasks = tasks
         self.scenario = scenario
-        if heads is not None and getattr(self.objective, "label_smoothing", 0):
+        if heads is not None and getattr(self.objective, "label_smoothing", False):
             raise ValueError("label smoothing has no meaning where each task has outputs of its own")
         self.register_buffer("before", torch.full((tasks,), torch.nan))
         self.register_buffer("matrix", torch.full((tasks, tasks), torch.nan))
@@ -140,7 +141,8 @@ class Continual(Supervised):
     @property
     def seen(self) -> int:
         """How many tasks have been learnt, or are being."""
-        return self.task + 1 if self.trainer.state.fn == TrainerFn.FITTING else self.tasks
+        learning = self.trainer.state.fn == TrainerFn.FITTING and not self.stream.at_once
+        return self.task + 1 if learning else self.tasks
 
     def on_fit_start(self) -> None:
         """Refuse data that are no stream."""
@@ -232,7 +234,7 @@ class Continual(Supervised):
         """The matrix R, a row a task that was learnt, and what was known before; None where nothing was measured."""
 
         def plain(row: Tensor) -> list[float | None]:
-            return [None if value != value else round(value, 6) for value in row.tolist()]
+            return [None if math.isnan(value) else round(value, 6) for value in row.tolist()]
 
         return {"matrix": [plain(row) for row in self.matrix], "before": plain(self.before)}
 
@@ -256,10 +258,10 @@ class Continual(Supervised):
     def _measure(self, outputs: Tensor, batch: Labelled) -> None:
         assert batch.task is not None
         known = batch.labelled
-        for task in batch.task.unique().tolist():
+        for task in set(batch.task.tolist()):
             of_task = known & (batch.task == task)
             if bool(of_task.any()):
-                self._measures[task].update(outputs[of_task], batch.targets[of_task])  # type: ignore[operator]
+                self._measures[task].update(outputs[of_task], batch.targets[of_task])
 
     def _measured(self) -> Tensor:
         values = torch.stack([torch.as_tensor(metric.compute()).cpu() for metric in self._measures])  # type: ignore[operator]

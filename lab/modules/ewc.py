@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lab.distributed import summed
-from lab.importance import fisher
+from lab.importance import fisher as fisher_information
 from lab.modules.continual import Anchored
 from lab.objectives.classification import Classification
 from lab.ranges import Count, Fraction, NonNegative, checked
@@ -85,16 +85,15 @@ class EWC(Anchored):
 
     def information(self, task: int) -> Tensor:
         """F of a task at the weights as they are, ``[P]``."""
-        kind = "classification" if isinstance(self.objective, Classification) else "regression"
+        classes = isinstance(self.objective, Classification)
         generator = torch.Generator(self.device).manual_seed(hashed("fisher", self.seed, task, self.global_rank) >> 1)
-        with self.evaluating():
-            sums, count = fisher(
-                self.network,
-                self.on_device("train", range(task, task + 1)),
-                self.fisher,
-                likelihood=kind,
-                active=lambda batch_task: self.active(batch_task),
-                generator=generator,
-            )
+        sums, count = fisher_information(
+            self.network,
+            self.on_device("train", range(task, task + 1), self.samples),
+            self.fisher,
+            likelihood="classification" if classes else "regression",
+            active=self.active,
+            generator=generator,
+        )
         total, number = summed(self.vector(sums), count)
         return total / number

@@ -15,7 +15,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lab.batch import Labelled
 from lab.modules.continual import Continual

@@ -9,6 +9,7 @@ With the network's outputs f on a task's N training samples x, λ = ``strength``
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,19 @@ from lab.distributed import summed
 from lab.importance import per_sample
 from lab.modules.continual import Anchored
 from lab.ranges import NonNegative, checked
+
+
+def squared_lengths(active: Tensor | None, outputs: Tensor, places: Tensor) -> Tensor:
+    """‖f(x)‖², ``[b]``, over the outputs that are active.
+
+    Args:
+        active: ``[K]``, or ``[B, K]`` of the batch's samples; None: all.
+        outputs: ``[b, K]``.
+        places: ``[b]`` in the batch.
+    """
+    if active is not None:
+        outputs = outputs * (active if active.ndim == 1 else active[places])
+    return outputs.square().flatten(1).sum(1)
 
 
 class MAS(Anchored):
@@ -34,15 +48,10 @@ class MAS(Anchored):
     def learnt(self, task: int) -> None:
         """Add the task's importances."""
         total, count = torch.zeros_like(self.importance), 0
-        with self.evaluating():
-            for batch in self.on_device("train", range(task, task + 1)):
-                active = self.active(batch.task)
-
-                def length(outputs: Tensor, active: Tensor | None = active) -> Tensor:
-                    return (outputs if active is None else outputs * active).square().flatten(1).sum(1)
-
-                total += self.vector(per_sample(self.network, length, batch.inputs, power=1))
-                count += len(batch)
+        for batch in self.on_device("train", range(task, task + 1)):
+            losses = partial(squared_lengths, self.active(batch.task))
+            total += self.vector(per_sample(self.network, losses, batch.inputs, power=1))
+            count += len(batch)
         total, count = summed(total, count)
         self.importance += total / count
         self.anchor.copy_(self.weights().detach())

@@ -49,7 +49,7 @@ def balanced(places: Tensor, groups: Tensor, size: int, seed: int) -> Tensor:
     order = reservoir(torch.arange(len(places)), len(places), seed)
     ordered = groups[order]
     turn = torch.zeros(len(places), dtype=torch.int64)
-    for group in ordered.unique():
+    for group in set(ordered.tolist()):
         members = (ordered == group).nonzero().squeeze(1)
         turn[members] = torch.arange(len(members))
     return places[order[turn.argsort(stable=True)[:size]]]

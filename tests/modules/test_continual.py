@@ -163,7 +163,7 @@ def test_every_task_begins_with_a_new_optimizer_and_a_schedule_of_its_own() -> N
     assert [step for _, step in rates] == [*range(1, steps + 1)] * 3
     assert [rate for rate, _ in rates[:steps]] == [rate for rate, _ in rates[steps : 2 * steps]]
     assert max(rate for rate, _ in rates[:steps]) == pytest.approx(0.01, rel=0.05)
-    assert rates[steps - 1][0] < 1e-5
+    assert rates[steps - 1][0] < rates[0][0]
 
 
 @pytest.mark.parametrize("policy", ["freeze", "adapt"])
@@ -248,7 +248,7 @@ def test_it_forgets_less_than_naive(name: str) -> None:
 def test_the_penalty_is_a_quadratic_around_what_was(name: str) -> None:
     data = permuted(tasks=2)
     module = trained(built(KINDS[name], data, strength=3.0), data, max_epochs=1)
-    module.importance = torch.rand_like(module.importance)
+    module.importance, module.anchor = (torch.rand_like(module.importance) for _ in range(2))
     weights = torch.cat([p.detach().reshape(-1) for p in module.network.parameters()])
     expected = 3.0 * (module.importance * (weights - module.anchor) ** 2).sum() * (0.5 if name == "ewc" else 1.0)
     assert float(expected) > 0
@@ -396,7 +396,7 @@ def test_lwf_answers_of_the_network_before_are_the_targets_of_the_outputs_before
     )
     task = F.cross_entropy(new[:, data.heads[2]], batch.targets - data.heads[2][0])
     torch.testing.assert_close(module.loss(batch).loss, task + 0.7 * kept)
-    assert float(kept) > 0
+    assert float(kept.detach()) > 0
 
 
 def test_a_reservoir_has_each_sample_as_likely_and_shrinks_by_leaving_some_out() -> None:
@@ -510,5 +510,5 @@ def test_label_smoothing_over_heads_of_other_tasks_is_refused() -> None:
 
 def test_a_head_that_is_too_small_is_told_what_the_stream_needs() -> None:
     data = split("class")
-    with pytest.raises(ValueError, match=r"outputs have shape \[128, 4\], the stream needs 10 outputs"):
+    with pytest.raises(ValueError, match=r"outputs have shape \[\d+, 4\], the stream needs 10 outputs"):
         trained(built(Naive, data, MLP(4, (1, 8, 8), (8,))), data)
