@@ -31,6 +31,8 @@ from lab.batch import Labelled
 
 ROOM = 2**26
 """Bytes that the gradients of the samples that are looked at together may take."""
+CACHE = 2**21
+"""Bytes of a convolution's patches that are made at once: those that a processor's cache holds are read again soon."""
 AGREEMENT = 1e-3
 """Relative difference up to which a layer's product is the parameter's whole gradient."""
 PROBED = 3
@@ -63,7 +65,7 @@ def per_sample(
     Returns:
         by parameter name, of the parameter's shape and type.
     """
-    return next(_powers(network, [losses], inputs, power, layered))
+    return next(_powers(network, lambda outputs: [losses], inputs, power, layered))
 
 
 def fisher(
@@ -97,10 +99,12 @@ def fisher(
         if not len(samples):
             continue
         asked = active(samples.task) if active is not None else None
-        with _evaluating(network), torch.no_grad():
-            answer = _Answer(likelihood, asked, network(samples.inputs))
         layered = layered_parameters(network, samples.inputs) if layered is None else layered
-        for sums in _powers(network, answer.losses(kind, samples.targets, generator), samples.inputs, 2, layered):
+
+        def losses(outputs: Tensor, asked: Tensor | None = asked, targets: Tensor = samples.targets) -> list[Losses]:
+            return _Answer(likelihood, asked, outputs).losses(kind, targets, generator)
+
+        for sums in _powers(network, losses, samples.inputs, 2, layered):
             for name, value in sums.items():
                 total[name] += value
         count += len(samples)
@@ -208,9 +212,13 @@ def _agree(value: Tensor, true: Tensor) -> bool:
 
 
 def _powers(
-    network: nn.Module, losses: Iterable[Losses], inputs: Tensor, power: int, layered: set[str] | None
+    network: nn.Module,
+    losses: Callable[[Tensor], list[Losses]],
+    inputs: Tensor,
+    power: int,
+    layered: set[str] | None,
 ) -> Iterator[dict[str, Tensor]]:
-    """For each kind of loss the sums, all of one pass through the network."""
+    """For each kind of loss, of those that the outputs ask for, the sums; all of one pass through the network."""
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     layered = layered_parameters(network, inputs) if layered is None else layered
     layered = layered & trained.keys()
@@ -222,7 +230,7 @@ def _powers(
     rest = {name: parameter for name, parameter in trained.items() if name not in layered}
     with _evaluating(network):
         outputs, calls = _watched(network, candidates, inputs)
-        for loss in losses:
+        for loss in losses(outputs.detach()):
             found: dict[str, Tensor] = {}
             gradients = (
                 _gradients(loss(outputs, torch.arange(len(inputs), device=inputs.device)).sum(), calls) if calls else {}
@@ -365,15 +373,20 @@ def _convolution(layer: Any, pairs: list[tuple[Tensor, Tensor]], power: int) -> 
     total = torch.zeros(groups, layer.out_channels // groups, layer.weight[0].numel(), device=pairs[0][0].device,
                         dtype=pairs[0][0].dtype)  # fmt: skip
     patch_bytes = sum(layer.weight[0].numel() * groups * g[0, 0].numel() * a.element_size() for a, g in pairs)
-    step = max(1, ROOM // max(patch_bytes, 1))
+    step = max(1, min(ROOM, CACHE) // max(patch_bytes, 1))
     for begin in range(0, size, step):
         part = slice(begin, begin + step)
-        patches = torch.cat([_patches(layer, a[part]) for a, _ in pairs], dim=3)  # (n, groups, I/groups·kernel, T)
-        gradient = torch.cat([g[part].flatten(2) for _, g in pairs], dim=2)  # (n, O, T)
+        patches = _joined([_patches(layer, a[part]) for a, _ in pairs])  # (n, groups, I/groups·kernel, T)
+        gradient = _joined([g[part].flatten(2) for _, g in pairs])  # (n, O, T)
         gradient = gradient.reshape(len(gradient), groups, -1, gradient.shape[2])
         for group in range(groups):
             total[group] += _products(gradient[:, group], patches[:, group].transpose(1, 2), power)
     return total
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Positions of several calls, the last dimension, end to end."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 def _patches(layer: Any, inputs: Tensor) -> Tensor:
