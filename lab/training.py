@@ -82,6 +82,8 @@ def train(this: Run, plan: Plan, prepared: Prepared, watching: Sequence[Callback
             metrics = _logged(lightning)
             metrics |= getattr(callbacks.get("checkpoints"), "chosen_metrics", {})
             checkpoint = _select(built, callbacks.get("checkpoints"))
+            if callable(finish := getattr(built.module, "finish", None)):
+                finish()  # with the weights that are kept: whatever changes the network itself
             if _tests(built):
                 lightning.test(built.module, datamodule=built.data, verbose=False)
                 metrics |= _logged(lightning)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from lab.batch import Labelled
 from lab.modules import Technique
@@ -116,9 +116,12 @@ class Supervised(Technique):
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer over the trainable parameters, and its scheduler over the training's steps."""
-        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        return self.scheduled(self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad))
+
+    def scheduled(self, optimizer: Optimizer) -> dict[str, Any]:
+        """An optimizer, and the recipe's scheduler of it, as Lightning wants them."""
         if self.scheduler is None:
-            return optimizer
+            return {"optimizer": optimizer}
         steps, epoch_steps = self.schedule_steps()
         schedule = scheduled(self.scheduler, optimizer, steps, epoch_steps, self.monitor[0])
         return {"optimizer": optimizer, "lr_scheduler": schedule}
