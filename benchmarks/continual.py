@@ -9,6 +9,7 @@ round.
 
 from __future__ import annotations
 
+import logging
 import statistics
 import sys
 import time
@@ -75,6 +76,7 @@ def milliseconds(kind: str, tasks: int) -> float:
 
 def main(rounds: int) -> None:
     torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     found: dict[tuple[str, int], list[float]] = {(kind, tasks): [] for kind in KINDS for tasks in BEHIND}
     for _ in range(rounds):
         for (kind, tasks), values in found.items():

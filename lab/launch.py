@@ -6,7 +6,10 @@ that dies ends all: the others would wait for it for ever.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -15,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from lab import stopping
 from lab.errors import UserError
@@ -70,6 +74,22 @@ def launch(arguments: Sequence[str], processes: int, errors: Path) -> None:
 def error_file(folder: Path, rank: int) -> Path:
     """Where a process leaves the message of what made it fail."""
     return folder / f"error-{rank}.txt"
+
+
+def leave(code: int) -> NoReturn:
+    """End a process of :func:`launch` with this exit code, whatever torch's threads are at.
+
+    A process group's threads outlive the interpreter: at exit the last tensor that one holds aborts the process
+    (SIGABRT, "terminate called without an active exception", pytorch/pytorch#179291), and finished work looks failed.
+    A group that may still be waiting for a dead process must not be destroyed either, as that may wait too. So
+    everything that Python has to say is said, and the system ends the rest.
+    """
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def die_with_parent() -> None:

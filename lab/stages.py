@@ -253,11 +253,12 @@ def main(arguments: Sequence[str]) -> None:
             plan = check(recipe.load(this.recipe))
             training.train(this, plan, training.prepare(this, plan, name))
     except stopping.Stopped as stop:
-        sys.exit(128 + stop.number)
+        launch.leave(128 + stop.number)
     except Exception as cause:  # the parent tells it, the first of several
         note = launch.error_file(this.stage(name), int(os.environ.get("LOCAL_RANK", "0")))
         note.write_text(f"{failures.said(cause)}\n\n{traceback.format_exc()}", encoding="utf-8")
-        sys.exit(1)
+        launch.leave(1)
+    launch.leave(0)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,8 @@ class TestFiles:
         ]
         assert refused("fit", "") == [".: is a folder, not a file"]
         assert refused("fit", "-") == [
-            "-: no such file, and no bundled recipe of that name (there are: continual, distill, ewc, supervised, text)"
+            "-: no such file, and no bundled recipe of that name "
+            "(there are: continual, distill, ewc, finetune, supervised, text)"
         ]
 
     def test_that_are_no_files(self, refused: Refused) -> None:

@@ -172,7 +172,7 @@ class Continual(Supervised):
         if self.stream.at_once:
             self.task = self.tasks - 1
         self.matrix[self.task] = self.judged()
-        self.log("stream/average", self.matrix[self.task, : self.task + 1].mean())
+        self.log("stream/average", self.matrix[self.task, : self.task + 1].mean(), sync_dist=True)
         self.learnt(self.task)
 
     def train(self, mode: bool = True) -> Continual:
@@ -228,7 +228,7 @@ class Continual(Supervised):
         super().on_test_epoch_end()
         self.matrix[-1] = self._measured()
         for name, value in transfer(self.matrix, self.before).items():
-            self.log(f"test/{name}", value)
+            self.log(f"test/{name}", value, sync_dist=True)
 
     def results(self) -> dict[str, Any]:
         """The matrix R, a row a task that was learnt, and what was known before; None where nothing was measured."""
