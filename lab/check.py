@@ -266,7 +266,7 @@ class _Finder:
         if node.mapping and kind and not takes_mapping:
             self.say(node.place, path, f"expected {wanted(kind)}; got {_without_name(node)}")
             return node
-        if node.items and parameter is not None and kind and not _takes_list(parameter, kind):
+        if node.items and parameter is not None and kind and not _takes_list(parameter):
             self.say(node.place, path, f"expected {wanted(kind)}; got a list")
             return node
         items = [self._value(child, parameter, (*path, str(i))) for i, child in enumerate(node.items)]
@@ -473,10 +473,8 @@ def _takes_mapping(parameter: Parameter) -> bool:
     return any(_last(name) in ("dict", "Mapping", "MutableMapping", "Dict") for name in parameter.names)
 
 
-def _takes_list(parameter: Parameter, kind: str) -> bool:
+def _takes_list(parameter: Parameter) -> bool:
     words = {"list", "List", "tuple", "Tuple", "Sequence", "MutableSequence", "Collection", "Iterable", "set", "Any"}
-    if KINDS[kind].factory:  # it is the factory that takes an iterable
-        words.remove("Iterable")
     return any(_last(name) in words for name in parameter.names)
 
 

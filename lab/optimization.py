@@ -7,11 +7,11 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer]
+OptimizerFactory: TypeAlias = Callable[[Iterable[Any]], Optimizer]
+"""Of parameters, or of groups of them."""
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
 
 STEPS = ("total_steps", "T_max")

@@ -496,7 +496,8 @@ def _names(module: Module, node: ast.AST, depth: int = 0) -> Iterator[str]:
             kind = _kind(module, head)
             for at, part in enumerate(inside.elts if isinstance(inside, ast.Tuple) else [inside]):
                 is_value = kind == "Literal" or (kind == "Annotated" and at and isinstance(part, ast.Constant))
-                if not is_value:
+                is_argument = kind == "Callable" and not at  # what a factory is given is nothing that it is made of
+                if not is_value and not is_argument:
                     yield from _names(module, part, depth)
         case _:
             for child in ast.iter_child_nodes(node):

@@ -13,6 +13,7 @@ arXiv:1706.08840; forgetting after A. Chaudhry et al.: Riemannian Walk, ECCV 201
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lab.batch import Labelled, Stream, Tasks
+from lab.distributed import summed
 from lab.modules.supervised import Supervised, Terms
 from lab.objectives import Objective
 from lab.objectives.classification import Classification
@@ -264,12 +266,17 @@ class Continual(Supervised):
                 self._measures[task].update(outputs[of_task], batch.targets[of_task])
 
     def _measured(self) -> Tensor:
-        values = torch.stack([torch.as_tensor(metric.compute()).cpu() for metric in self._measures])  # type: ignore[operator]
+        updates = [float(metric.update_called) for metric in self._measures]  # type: ignore[arg-type]
+        seen, _ = summed(torch.tensor(updates, device=self.device), 1)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*before the ``update`` method")  # by this process, or none
+            values = torch.stack([torch.as_tensor(metric.compute()).cpu() for metric in self._measures])  # type: ignore[operator]
+        values = values.to(self.matrix).masked_fill(seen.to(self.matrix) == 0, torch.nan)
         for metric in self._measures:
             metric.reset()  # type: ignore[operator]
         if self.scenario == "class" and self.own is not None:
             values[self.seen :] = torch.nan
-        return values.to(self.matrix)
+        return values
 
 
 class Anchored(Continual):
