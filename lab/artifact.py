@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
+from lab import surgery
 from lab.errors import UserError
 from lab.files import inside, read_json, replacing, write_json
 
@@ -65,11 +66,13 @@ class Description:
         kind: the registry kind of its class, ``networks`` or ``modules``.
         component: what builds it: ``name`` and arguments.
         facts: of the data that it was trained on, such as ``num_classes``.
+        surgery: the sizes of layers that shrank (:mod:`lab.surgery`).
     """
 
     kind: str
     component: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
+    surgery: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def save(folder: Path, network: nn.Module, description: Description) -> int:
@@ -93,16 +96,28 @@ def describe(folder: Path) -> Description:
     path = part(folder, DESCRIPTION)
     try:
         data = read_json(path)
-        found = Description(data["kind"], data["component"], data["facts"])
+        found = Description(data["kind"], data["component"], data["facts"], data.get("surgery", {}))
     except FileNotFoundError as cause:
         raise ArtifactError(f"{folder} has no {DESCRIPTION}: its stage did not finish, or it is no stage") from cause
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise ArtifactError(f"{path} is damaged: {type(cause).__name__} {cause}") from cause
     if found.kind not in ("networks", "modules") or not all(
-        isinstance(d, dict) for d in (found.component, found.facts)
+        isinstance(d, dict) for d in (found.component, found.facts, found.surgery, *found.surgery.values())
     ):
         raise ArtifactError(f"{path} is damaged: it describes no network")
     return found
+
+
+def operate(network: nn.Module, saved: Description, folder: Path) -> None:
+    """Give a network that was built as it once was the sizes that it was saved with.
+
+    Raises:
+        ArtifactError: its description is damaged.
+    """
+    try:
+        surgery.shrink(network, saved.surgery)
+    except ValueError as cause:
+        raise ArtifactError(f"{part(folder, DESCRIPTION)} is damaged: {cause}") from cause
 
 
 def save_learnt(folder: Path, data: LightningDataModule) -> None:

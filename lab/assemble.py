@@ -48,10 +48,11 @@ class Built:
     def description(self) -> artifact.Description:
         """What :attr:`network` is: enough to build it again without the recipe or the data."""
         described = self.stage.module.arguments.get("network")
+        shrunk = getattr(self.network, "surgery", {})
         if self.network is self.module or not isinstance(described, Component | From):
-            return artifact.Description("modules", self.builder.spec(self.stage.module), self.builder.facts)
+            return artifact.Description("modules", self.builder.spec(self.stage.module), self.builder.facts, shrunk)
         kind = "modules" if isinstance(self.network, LightningModule) else "networks"
-        return artifact.Description(kind, self.builder.spec(described), self.builder.facts)
+        return artifact.Description(kind, self.builder.spec(described), self.builder.facts, shrunk)
 
 
 def build(stage: Stage, this: Run | None = None, facts: Mapping[str, Any] | None = None) -> Built:
@@ -86,7 +87,9 @@ def fetch(reference: From, facts: Mapping[str, Any], this: Run | None) -> tuple[
         spec = {**spec, "num_classes": facts.get("num_classes", spec.get("num_classes"))}
     network: nn.Module = Builder(0).build(_described(folder, kind, spec))
     weights: Any = folder / artifact.WEIGHTS
-    if reference.checkpoint == "last":
+    if reference.checkpoint != "last":  # whose weights are those of training, before layers shrank
+        artifact.operate(network, saved, folder)
+    else:
         state = artifact.weights_of(artifact.part(folder, "checkpoints/last.ckpt"))
         prefix = "network." if all(f"network.{key}" in state for key in network.state_dict()) else ""
         weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -146,6 +149,7 @@ def open_stage(this: Run, name: str | None, overrides: Sequence[str] = ()) -> tu
         built = build(_as_saved(plan.stages[name], saved, this), this, saved.facts)
         if built.data is not None:
             artifact.load_learnt(this.stage(name), built.data)
+        artifact.operate(built.network, saved, this.stage(name))
         _load(built, this)
         arguments = {key: value for key, value in plan.stages[name].trainer.plain().items() if key in _EVALUATION}
         lightning = Trainer(

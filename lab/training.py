@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lab import artifact, cache, fingerprint, pictures, report, trainer
 from lab.assemble import Built, build, source_of
-from lab.callbacks import Draws, Lean, Reports
+from lab.callbacks import Draws, Finishes, Lean, Reports
 from lab.callbacks.exact import KEY, Exact
 from lab.check import component
 from lab.document import Place
@@ -82,8 +82,13 @@ def train(this: Run, plan: Plan, prepared: Prepared, watching: Sequence[Callback
             metrics = _logged(lightning)
             metrics |= getattr(callbacks.get("checkpoints"), "chosen_metrics", {})
             checkpoint = _select(built, callbacks.get("checkpoints"))
+            for callback in lightning.callbacks:  # type: ignore[attr-defined]
+                if isinstance(
+                    callback, Finishes
+                ):  # with the weights that are kept: whatever changes the network itself
+                    callback.finish(lightning, built.module)
             if callable(finish := getattr(built.module, "finish", None)):
-                finish()  # with the weights that are kept: whatever changes the network itself
+                finish()
             if _tests(built):
                 lightning.test(built.module, datamodule=built.data, verbose=False)
                 metrics |= _logged(lightning)

@@ -25,6 +25,19 @@ class Reports(Protocol):
 
 
 @runtime_checkable
+class Finishes(Protocol):
+    """A callback that changes the network itself when training has ended; a module does the same by ``finish()``.
+
+    Called once, in every process, with the selected weights loaded, before the test: what is tested and saved is what
+    it leaves.
+    """
+
+    def finish(self, trainer: Trainer, module: LightningModule) -> None:
+        """Change the network."""
+        ...
+
+
+@runtime_checkable
 class Draws(Protocol):
     """A callback with something to show when the stage ends; a module shows the same by a method ``pictures()``.
 

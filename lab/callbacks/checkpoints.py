@@ -33,8 +33,8 @@ class Checkpoints(Lean, Checkpoint):
     """Keeps ``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``, ordinary Lightning checkpoints.
 
     ``monitor`` is read after every validation, and where there is none after every training epoch. An epoch's weights
-    are the best if ``selectable(epoch)`` of module and data, where they have it, allows them and the metric is strictly
-    better than before: of equals the earlier stays, NaN never wins, and the sanity check doesn't count.
+    are the best if ``selectable(epoch)`` of module, data and callbacks, where they have it, allows them and the metric
+    is strictly better than before: of equals the earlier stays, NaN never wins, and the sanity check doesn't count.
 
     ``last.ckpt`` is what a training goes on from (:mod:`lab.callbacks.exact`). It is written after the first step, so
     that what cannot be saved is told at once, then at most once in ``every_seconds``, when the process is asked to
@@ -209,7 +209,7 @@ class Checkpoints(Lean, Checkpoint):
                 rank_zero_warn(f"{_unknown(monitor, metrics)}; without validation data the last weights are chosen")
                 self._validated_after = 0
             return
-        for part in (module, getattr(trainer, "datamodule", None)):
+        for part in (module, getattr(trainer, "datamodule", None), *trainer.callbacks):  # type: ignore[attr-defined]
             selectable = getattr(part, "selectable", None)
             if callable(selectable) and not selectable(trainer.current_epoch):
                 return

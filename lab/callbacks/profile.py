@@ -49,7 +49,7 @@ def profile(network: nn.Module, example: Tensor) -> dict[str, Any]:
     if weight is not None:
         example = example.to(weight.device, weight.dtype if example.is_floating_point() else None)
     with _evaluating(network):
-        macs = _macs(network, example)
+        macs = multiplications(network, example)
         batch = example.repeat(64, *[1] * (example.ndim - 1))
         latency = {"batch_1": _milliseconds(network, example), "batch_64": _milliseconds(network, batch)}
     return {**_size(network), "macs": macs, "latency_ms": latency}
@@ -126,12 +126,17 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _macs(network: nn.Module, example: Tensor) -> int:
+def multiplications(network: nn.Module, example: Tensor) -> int:
+    """The MACs of a forward pass, in eval mode.
+
+    Args:
+        example: ``[B, ...]``, on the network's device.
+    """
     attention_fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the counter doesn't know the fused layer
     recurrent = {torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops, torch.ops.aten._cudnn_rnn: _cudnn_flops}
     try:
-        with FlopCounterMode(display=False, custom_mapping=recurrent) as counter:
+        with _evaluating(network), FlopCounterMode(display=False, custom_mapping=recurrent) as counter:
             network(example)
     finally:
         torch.backends.mha.set_fastpath_enabled(attention_fused)

@@ -69,13 +69,13 @@ def _prune(out: Path, recipes: set[str], options: argparse.Namespace) -> int:
     """Say what can go and what that frees, ask, and remove it."""
     import json
 
-    from lab import prune
+    from lab import clearing
     from lab.errors import UserError
 
     if options.older_than is not None and not options.older_than >= 0:
         raise UserError(f"--older-than takes days, 0 at least, got {options.older_than:g}")
     only = next(iter(recipes)) if options.recipe is not None else None
-    chosen = prune.select(out, recipe=only, older_than=options.older_than)
+    chosen = clearing.select(out, recipe=only, older_than=options.older_than)
     if not options.json:
         lines = [(one.folder.name, one.folder.parent.name, one.why, _bytes(one.size)) for one in chosen]
         widths = [max(len(line[i]) for line in lines) for i in range(4)] if lines else []
@@ -88,7 +88,7 @@ def _prune(out: Path, recipes: set[str], options: argparse.Namespace) -> int:
         if input("Remove them? [y/N] ").strip().lower() not in ("y", "yes"):
             print("nothing was removed")
             return 0
-    gone = prune.remove(out, chosen)
+    gone = clearing.remove(out, chosen)
     freed = sum(one.size for one in gone)
     if options.json:
         rows = [{"folder": str(one.folder), "why": one.why, "bytes": one.size} for one in gone]

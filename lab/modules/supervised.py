@@ -69,6 +69,8 @@ class Supervised(Technique):
         self._gathered: Tensor | None = None
         self._watched: list[dict[str, Tensor]] = []
         self._window_end = 0
+        self.rounds = 1
+        """Trainings of equal length in one fit, each with the whole schedule."""
 
     @property
     def monitor(self) -> tuple[str, str]:
@@ -128,7 +130,9 @@ class Supervised(Technique):
 
     def schedule_steps(self) -> tuple[int, int]:
         """Optimizer steps of the training that a schedule goes through, and of an epoch."""
-        steps = int(self.trainer.estimated_stepping_batches)  # loads the data, so that an epoch's batches are known
+        steps = (
+            int(self.trainer.estimated_stepping_batches) // self.rounds
+        )  # loads the data, so that an epoch's batches are known
         return steps, -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
 
     def on_train_epoch_end(self) -> None:

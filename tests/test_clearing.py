@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lab import cache, prune
+from lab import cache, clearing
 from lab.cli import main
 from lab.files import write_json
 from lab.run import TIME, Run
@@ -39,7 +39,7 @@ def aged(folder: Path, days: float) -> None:
 
 
 def chosen(**options: Any) -> dict[str, str]:
-    return {one.folder.name.rpartition("-")[2]: one.why for one in prune.select(OUT, **options)}
+    return {one.folder.name.rpartition("-")[2]: one.why for one in clearing.select(OUT, **options)}
 
 
 def left() -> set[str]:
@@ -98,7 +98,7 @@ def test_a_run_that_is_being_written_stays() -> None:
         assert process.stdout is not None
         process.stdout.readline()
         assert chosen() == {}
-        assert prune.remove(OUT, [prune.Candidate(run.folder, "failed")]) == []
+        assert clearing.remove(OUT, [clearing.Candidate(run.folder, "failed")]) == []
         process.communicate(b"\n")
     assert chosen() == {"busy": "failed"}
 
@@ -124,7 +124,7 @@ def test_only_what_is_really_freed_is_counted(capsys: pytest.CaptureFixture[str]
     for run, source in ((one, kept), (other, one)):
         (run.folder / "main" / "shared").hardlink_to(source.folder / "main" / "weights")
     small = sum(path.stat().st_size for path in one.folder.glob("*.json"))
-    sizes = {found.folder.name.rpartition("-")[2]: found.size for found in prune.select(OUT)}
+    sizes = {found.folder.name.rpartition("-")[2]: found.size for found in clearing.select(OUT)}
     assert sizes == {"one": small, "two": small + 2000}
     assert pruned("--json") == 0
     assert json.loads(capsys.readouterr().out)["freed"] == 2 * small + 2000
@@ -142,7 +142,7 @@ def test_no_link_is_followed_and_nothing_outside_is_touched(own_folder: Path) ->
     (made("lock", "failed").folder / ".lock").symlink_to(own_folder / "precious")
     (OUT / "alias").symlink_to((OUT / "r").resolve())
     (OUT / "r" / "20260101-000000-alias").symlink_to(run.folder.resolve())
-    assert [one.folder for one in prune.select(OUT)] == [run.folder]
+    assert [one.folder for one in clearing.select(OUT)] == [run.folder]
     assert pruned() == 0
     assert not run.folder.exists()
     assert (own_folder / "precious").read_text() == "precious"
