@@ -127,7 +127,7 @@ class TestFiles:
         assert refused("fit", "") == [".: is a folder, not a file"]
         assert refused("fit", "-") == [
             "-: no such file, and no bundled recipe of that name "
-            "(there are: continual, distill, ewc, finetune, supervised, text)"
+            "(there are: continual, distill, ewc, finetune, prune, supervised, text)"
         ]
 
     def test_that_are_no_files(self, refused: Refused) -> None:

@@ -153,7 +153,7 @@ class Pruning(Lean):
         network = _network(pl_module)
         if self.rounds:
             number = epoch // self._epochs
-            if self.rewind == epoch:
+            if self.rewind == epoch and not self.early:
                 self.early = copy.deepcopy(network.state_dict())
             if number == 0 or epoch % self._epochs:
                 return
