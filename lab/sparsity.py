@@ -172,7 +172,10 @@ def channel_masks(
     *,
     round_to: int = 1,
 ) -> Masks:
-    """Masks without a share of the channels, those of the lowest scores; every group keeps at least ``round_to``."""
+    """Masks without a share of the channels, those of the lowest scores; every group keeps at least ``round_to``.
+
+    Channels whose score is 0 are gone already, and stay so.
+    """
     least = [min(round_to, group.channels) for group in groups]
     if scope == "layer":
         kept = [max(round((1 - share) * group.channels), few) for group, few in zip(groups, least, strict=True)]
@@ -182,6 +185,7 @@ def channel_masks(
         owner = torch.cat([torch.full((group.channels,), i) for i, group in enumerate(groups)])
         counts = torch.bincount(owner[order[:wanted].cpu()], minlength=len(groups))
         kept = [max(int(count), few) for count, few in zip(counts, least, strict=True)]
+    kept = [min(count, max(int((score > 0).sum()), 1)) for count, score in zip(kept, scored, strict=True)]
     masks: Masks = {}
     parameters = dict(network.named_parameters())
     for group, score, count in zip(groups, scored, kept, strict=True):

@@ -239,19 +239,21 @@ class Pruning(Lean):
     def _meeting(self, network: nn.Module, inputs: Tensor, groups: list[Group], masks: Any, share: float) -> float:
         """The least share of channels without which the target is met."""
 
-        def size(part: float) -> float:
-            small = copy.deepcopy(network)
-            sparsity.without(small, inputs, groups, masks(part))
+        def size(part: float | None) -> float:
+            small = network
+            if part is not None:
+                small = copy.deepcopy(network)
+                sparsity.without(small, inputs, groups, masks(part))
             if self.by == "macs":
                 return float(multiplications(small, inputs[:1]))
             return float(sum(parameter.numel() for parameter in small.parameters()))
 
-        bound = (1 - share) * size(0.0)
-        low, high = 0.0, 1.0
+        dense = size(None)
+        bound, low, high = (1 - share) * dense, 0.0, 1.0
         if (least := size(high)) > bound:
             raise UserError(
                 f"pruning: {self.by} cannot fall by {share:g}: with one channel left in every layer that can be pruned "
-                f"they fall by {1 - least / size(0.0):.3g}"
+                f"they fall by {1 - least / dense:.3g}"
             )
         for _ in range(HALVINGS):
             middle = (low + high) / 2
