@@ -87,7 +87,7 @@ def make(
     """
     if not torch.cuda.is_available():  # else torch's optimizers look for a GPU anew at every step, a tenth of a ms
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-    return Trainer(
+    made = Trainer(
         **{
             "log_every_n_steps": LOG_EVERY_N_STEPS,
             "profiler": NoProfiler(),
@@ -102,6 +102,8 @@ def make(
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )
+    made.smoke = smoke  # type: ignore[attr-defined]  # for what counts in epochs that are not there then
+    return made
 
 
 def processes(arguments: Mapping[str, Any]) -> tuple[int, bool]:

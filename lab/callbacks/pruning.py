@@ -125,6 +125,8 @@ class Pruning(Lean):
         if loop.max_epochs is None or loop.max_epochs < 1:
             raise UserError("pruning goes by epochs: say trainer.max_epochs")
         self._epochs = loop.max_epochs
+        if getattr(trainer, "smoke", False):  # of one epoch
+            self.begin, self.end, self.rewind = 0, 1, None if self.rewind is None else 0
         if self.rounds:
             loop.max_epochs *= self.rounds + 1
             pl_module.rounds = self.rounds + 1  # type: ignore[assignment]
