@@ -16,10 +16,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_model
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
-from lab import surgery
+from lab import sharing, surgery
 from lab.errors import UserError
 from lab.files import inside, read_json, replacing, write_json
 
@@ -82,7 +82,12 @@ def save(folder: Path, network: nn.Module, description: Description) -> int:
         The size of the weights' file in bytes.
     """
     with replacing(folder / WEIGHTS) as temporary:
-        save_model(network, str(temporary))
+        if names := getattr(network, "shared", None):
+            state = network.state_dict()
+            once = {key: tensor for key, tensor in state.items() if key == min([key, *_tied(state)[key]])}
+            save_file(sharing.packed(once, names), str(temporary))
+        else:
+            save_model(network, str(temporary))
     write_json(folder / DESCRIPTION, {"schema": SCHEMA, **asdict(description)})
     return (folder / WEIGHTS).stat().st_size
 
@@ -212,8 +217,8 @@ def load_weights(network: nn.Module, weights: Path | Mapping[str, Tensor], *, ex
         if not part(weights.parent, weights.name).is_file():
             raise ArtifactError(f"{source} cannot be read: there is no such file")
         try:
-            weights = load_file(weights)
-        except (OSError, SafetensorError) as cause:
+            weights = sharing.unpacked(load_file(weights), {k: t.shape for k, t in network.state_dict().items()})
+        except (OSError, SafetensorError, ValueError) as cause:
             raise ArtifactError(f"{source} cannot be read: {cause}") from cause
     own = network.state_dict()
     wanted = {key for key in own if not key.startswith(except_for)} if except_for else set(own)
