@@ -14,7 +14,8 @@ from typing import Any
 
 from lab import signature
 from lab.document import Node, Place, Problem, RecipeError
-from lab.plan import FROM_OPTIONS, Component, From, Gate, Plan, Stage, Value
+from lab.gates import Gate
+from lab.plan import FROM_OPTIONS, Component, From, Plan, Stage, Value
 from lab.recipe import ONLY_STAGE, RESERVED, Recipe, kind_of, shown
 from lab.registry import KINDS, DuplicateName, Entry, Kind, UnknownName, datamodules, nearest, networks
 from lab.signature import Parameter, Reference, Signature
@@ -70,6 +71,7 @@ def check(recipe: Recipe) -> Plan:
     complete = {name: stage for name, stage in stages.items() if stage is not None}
     if "require" in recipe.top.mapping:
         finder.top_gates(recipe.top.mapping["require"], stages)
+    finder.compared(complete)
     problems += finder.problems
     if problems:
         raise RecipeError(once(problems))
@@ -420,11 +422,12 @@ class _Finder:
         return [gate for gate in found if gate is not None]
 
     def _gate(self, metric: str, node: Node, path: tuple[str, ...]) -> Gate | None:
-        match = _GATE.fullmatch(node.value.strip()) if isinstance(node.value, str) else None
-        if match is None:
-            self.say(node.place, path, f"expected a bound such as '>= 0.95' or '< 50_000', got {shown(node.plain())}")
+        try:
+            return Gate.parse(metric, node.value if isinstance(node.value, str) else "", node.place)
+        except ValueError:
+            example = "expected a bound such as '>= 0.95', '< 50_000' or '<= teacher / 4'"
+            self.say(node.place, path, f"{example}, got {shown(node.plain())}")
             return None
-        return Gate(metric, match["relation"], float(match["bound"].replace("_", "")), node.place)
 
     def top_gates(self, node: Node, stages: Mapping[str, Stage | None]) -> None:
         """``require`` at the top: ``stage.metric``."""
@@ -439,10 +442,32 @@ class _Finder:
             elif (gate := self._gate(metric, child, ("require", key))) and (found := stages[stage]) is not None:
                 found.gates.append(gate)
 
+    def compared(self, stages: Mapping[str, Stage]) -> None:
+        """Gates beside other stages: that these were trained before."""
+        for name, stage in stages.items():
+            before = _ancestors(name, stages)
+            for gate in stage.gates:
+                if gate.stage is not None and gate.stage not in before:
+                    self.stage_name = ""
+                    there = f"there are: {', '.join(sorted(before))}" if before else "there is none"
+                    self.say(
+                        gate.place, ("require", f"{name}.{gate.metric}"),
+                        f"'{gate.stage}' is no stage that {name} comes from ({there})",
+                    )  # fmt: skip
 
-_GATE = re.compile(
-    r"(?P<relation>>=|<=|==|<|>)\s*(?P<bound>[-+]?([0-9][0-9_]*(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,2})?)"
-)
+
+def _ancestors(name: str, stages: Mapping[str, Stage]) -> set[str]:
+    """The stages that a stage's networks come from, through others too."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        stage = stages.get(waiting.pop())
+        new = set(stage.parents if stage else ()) - found
+        found |= new
+        waiting += new
+    return found - {name}
+
+
 _IN_STAGE = re.compile(r"^stages\.[^.]+\.")
 
 

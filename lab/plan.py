@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from lab.document import Node, Place
 from lab.files import OR_NAME, located
+from lab.gates import Gate
 from lab.recipe import INHERITED, ONLY_STAGE
 from lab.registry import Entry
 from lab.signature import Signature
@@ -103,16 +104,6 @@ class Component:
 
 
 @dataclass(frozen=True)
-class Gate:
-    """``test/accuracy: ">= 0.95"``: a bound that a stage's metric must keep."""
-
-    metric: str
-    relation: str
-    bound: float
-    place: Place
-
-
-@dataclass(frozen=True)
 class Stage:
     """One stage of a plan; everything that its training is built from."""
 
@@ -151,7 +142,7 @@ class Stage:
             loggers = [logger.plain(folder) for logger in self.loggers]
             result["logger"] = loggers if len(loggers) > 1 else loggers[0]
         if self.gates:
-            result["require"] = {gate.metric: f"{gate.relation} {gate.bound!r}" for gate in self.gates}
+            result["require"] = {gate.metric: str(gate) for gate in self.gates}
         return result
 
 

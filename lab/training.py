@@ -31,9 +31,6 @@ DEFAULT_CALLBACKS = ("progress", "checkpoints", "profile", "nan_guard")
 """The callbacks that every stage has unless its recipe says ``null``."""
 STATE = Path("checkpoints", "last.ckpt")
 """What a stage's training goes on from, in its folder."""
-RELATIONS = {
-    "<": float.__lt__, "<=": float.__le__, "==": float.__eq__, ">=": float.__ge__, ">": float.__gt__,
-}  # fmt: skip
 
 
 @dataclass
@@ -103,7 +100,7 @@ def train(this: Run, plan: Plan, prepared: Prepared, watching: Sequence[Callback
             }
             if lightning.is_global_zero:
                 result |= _keep(built, lightning, folder)
-                result["missed"] = missed(stage, result)
+                result["missed"] = missed(stage, result, this.results.get("stages", {}))
                 result["status"] = "gated" if result["missed"] else "finished"
                 if prepared.parts is not None:
                     result["fingerprint"] = {**prepared.parts, "key": prepared.key}
@@ -215,19 +212,17 @@ def _keep(built: Built, lightning: Trainer, folder: Path) -> dict[str, Any]:
             reported |= callback.results(lightning, built.module)
     if built.data is not None:
         artifact.save_learnt(folder, built.data)
-    return {**reported, "bytes": artifact.save(folder, built.network, built.description)}
+    size = artifact.save(folder, built.network, built.description)
+    return {"bytes": size, "file": artifact.WEIGHTS, **reported}
 
 
-def missed(stage: Stage, result: Mapping[str, Any]) -> list[str]:
-    """The gates that a result does not pass, in words."""
-    missed = []
-    for gate in stage.gates:
-        value = {**result, **result["metrics"]}.get(gate.metric)
-        if not isinstance(value, int | float):
-            missed.append(f"{gate.metric} was not measured, {gate.relation} {gate.bound:g} is required")
-        elif not RELATIONS[gate.relation](float(value), gate.bound):
-            missed.append(f"{gate.metric} is {value:.6g}, {gate.relation} {gate.bound:g} is required")
-    return missed
+def missed(stage: Stage, result: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """The gates that a result does not pass, in words.
+
+    Args:
+        others: the results of the run's stages so far.
+    """
+    return [said for gate in stage.gates if (said := gate.missed(result, others)) is not None]
 
 
 def _tell(loggers: Sequence[Logger], result: Mapping[str, Any], results: Mapping[str, Any]) -> None:

@@ -237,7 +237,7 @@ def test_the_recipe_that_the_others_are_made_of_is_right() -> None:
           'arguments; got a number']),
         ('early_stopping: {patience: 3}', 'mine: {patience: 3}',
          ["4:13: callbacks.mine: no callback named 'mine' (there are: channels_last, checkpoints, compile, "
-          'early_stopping, ema, learning_rate, nan_guard, profile, progress, pruning, sharing)']),
+          'early_stopping, ema, export, learning_rate, nan_guard, profile, progress, pruning, quantization, sharing)']),
         ('early_stopping: {patience: 3}', 'mine: {name: early_stoping}',
          ["4:26: callbacks.mine.name: no callback named 'early_stoping' (did you mean 'early_stopping'?)"]),
         ('early_stopping: {patience: 3}', 'mine: {from: teacher}',
@@ -264,10 +264,11 @@ def test_the_recipe_that_the_others_are_made_of_is_right() -> None:
         ('seed: 0', "require: {techer.test/accuracy: '> 0'}",
          ["1:11: require.techer.test/accuracy: expected stage.metric (did you mean 'teacher'?)"]),
         ('seed: 0', 'require: {teacher.test/accuracy: 0.9}',
-         ["1:34: require.teacher.test/accuracy: expected a bound such as '>= 0.95' or '< 50_000', got 0.9"]),
+         ["1:34: require.teacher.test/accuracy: expected a bound such as '>= 0.95', '< 50_000' or "
+          "'<= teacher / 4', got 0.9"]),
         ('  student:\n', '  student:\n    require: {test/loss: low}\n',
-         ["15:26: stages.student.require.test/loss: expected a bound such as '>= 0.95' or '< 50_000', got "
-          "'low'"]),
+         ["15:26: stages.student.require.test/loss: expected a bound such as '>= 0.95', '< 50_000' or "
+          "'<= teacher / 4', got 'low'"]),
         ('logger: [csv, {name: wandb, project: p}]', 'logger: 3',
          ['5:9: logger: expected a logger: its name, or a mapping with `name:` and its arguments; got a '
           'number']),

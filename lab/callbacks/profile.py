@@ -6,18 +6,20 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
 from lab.batch import Labelled
-from lab.callbacks import Lean
+from lab.callbacks import Lean, network_of
+from lab.modes import evaluating
 
 WARM_UP = 0.03
 """Seconds that a network runs before it is timed."""
@@ -48,11 +50,24 @@ def profile(network: nn.Module, example: Tensor) -> dict[str, Any]:
     weight = next((p for p in network.parameters() if p.is_floating_point()), None)
     if weight is not None:
         example = example.to(weight.device, weight.dtype if example.is_floating_point() else None)
-    with _evaluating(network):
-        macs = multiplications(network, example)
-        batch = example.repeat(64, *[1] * (example.ndim - 1))
-        latency = {"batch_1": _milliseconds(network, example), "batch_64": _milliseconds(network, batch)}
-    return {**_size(network), "macs": macs, "latency_ms": latency}
+    return {
+        **_size(network),
+        "macs": multiplications(network, example),
+        "latency_ms": latency(network, network, example),
+    }
+
+
+def latency(network: nn.Module, run: Callable[[Tensor], Tensor], example: Tensor) -> dict[str, float]:
+    """Milliseconds of a network, or of what else computes it, for one sample and for 64.
+
+    Args:
+        network: in evaluation mode meanwhile.
+        run: what is timed.
+        example: ``[1, ...]``, one input.
+    """
+    batch = example.repeat(64, *[1] * (example.ndim - 1))
+    with _asking(network):
+        return {"batch_1": _milliseconds(run, example), "batch_64": _milliseconds(run, batch)}
 
 
 class Profile(Lean):
@@ -68,14 +83,16 @@ class Profile(Lean):
 
     def results(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         """The profile of ``module.network``, or of the module itself."""
-        network = getattr(module, "network", None)
-        network = network if isinstance(network, nn.Module) else module
+        network = network_of(module)
         if self._example is None:
             return _size(network)
         try:
-            return profile(network, self._example)
+            measured = profile(network, self._example)
         except Exception:  # whatever a network may ask of its input
             return _size(network)
+        if any(getattr(callback, "times", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            del measured["latency_ms"]
+        return measured
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -97,7 +114,7 @@ class Profile(Lean):
 
 def _size(network: nn.Module) -> dict[str, int]:
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    with _evaluating(network):
+    with _asking(network):
         zeros = sum(tensor.numel() - int(tensor.count_nonzero()) for tensor in _used(network))
     return {"parameters": parameters, "nonzero_parameters": parameters - zeros}
 
@@ -114,16 +131,11 @@ def _used(network: nn.Module) -> Iterator[Tensor]:
 
 
 @contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
+def _asking(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while, without gradients, and no random state moved."""
     gpus = {parameter.device for parameter in network.parameters() if parameter.is_cuda}
-    try:
-        network.eval()
-        with torch.no_grad(), torch.random.fork_rng(gpus):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(network), torch.no_grad(), torch.random.fork_rng(gpus):
+        yield
 
 
 def multiplications(network: nn.Module, example: Tensor) -> int:
@@ -133,10 +145,11 @@ def multiplications(network: nn.Module, example: Tensor) -> int:
         example: ``[B, ...]``, on the network's device.
     """
     attention_fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter doesn't know the fused layer
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter knows neither the fused layer nor all fused kernels
     recurrent = {torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops, torch.ops.aten._cudnn_rnn: _cudnn_flops}
     try:
-        with _evaluating(network), FlopCounterMode(display=False, custom_mapping=recurrent) as counter:
+        counter = FlopCounterMode(display=False, custom_mapping=recurrent)
+        with _asking(network), sdpa_kernel(SDPBackend.MATH), counter:
             network(example)
     finally:
         torch.backends.mha.set_fastpath_enabled(attention_fused)
@@ -154,17 +167,17 @@ def _cudnn_flops(steps: Sequence[int], weights: Sequence[Sequence[int]], *_: Any
 
 
 @torch.inference_mode()
-def _milliseconds(network: nn.Module, batch: Tensor) -> float:
+def _milliseconds(run: Callable[[Tensor], Tensor], batch: Tensor) -> float:
     """The median time of a forward pass."""
     began = _now(batch)
     while True:
-        network(batch)
+        run(batch)
         if _now(batch) - began > WARM_UP:
             break
     times: list[float] = []
     began = now = _now(batch)
     while not times or ((now - began < TIMED or len(times) < RUNS) and now - began < 10 * TIMED):
-        network(batch)
+        run(batch)
         before, now = now, _now(batch)
         times.append(now - before)
     return round(statistics.median(times) * 1e3, 4)
