@@ -161,6 +161,8 @@ def parse(text: str, place: Place) -> Node:
         mark = cause.problem_mark or cause.context_mark
         where = _at(place, mark) if mark else place
         problem = cause.problem or str(cause)
+        if "nesting depth" in problem:  # newer versions of libyaml count too, while they look ahead
+            raise _error(where, f"more than {MAX_DEPTH} levels deep") from cause
         hint = ": YAML forbids tabs for indentation, use spaces" if _tab_at(text, mark) else ""
         raise _error(where, f"not YAML: {problem}{hint}") from cause
     except UnicodeEncodeError as cause:  # half a character, from a command line that was no UTF-8

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -28,6 +27,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lab.batch import Labelled
+from lab.modes import evaluating
 
 ROOM = 2**26
 """Bytes that the gradients of the samples that are looked at together may take."""
@@ -178,7 +178,7 @@ def layered_parameters(network: nn.Module, inputs: Tensor) -> set[str]:
     """
     candidates, found = _candidates(network), set[str]()
     few = inputs[:PROBED] if len(inputs) > 1 else torch.cat([inputs, inputs])
-    with _evaluating(network):
+    with evaluating(network):
         outputs, calls = _watched(network, candidates, few)
         if not calls:
             return found
@@ -228,7 +228,7 @@ def _powers(
         if (kept := {n: w for n, w in names.items() if n in layered})
     }
     rest = {name: parameter for name, parameter in trained.items() if name not in layered}
-    with _evaluating(network):
+    with evaluating(network):
         outputs, calls = _watched(network, candidates, inputs)
         for loss in losses(outputs.detach()):
             found: dict[str, Tensor] = {}
@@ -450,15 +450,3 @@ def _one_by_one(
                 if gradient is not None:
                     total[name] += _power(gradient, power)
     return total
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, and no random state moved."""
-    modes = {part: part.training for part in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lab import surgery
+from lab.modes import evaluating
 
 Scope = Literal["global", "layer"]
 Masks = dict[str, Tensor]
@@ -37,9 +38,11 @@ def ignored(network: nn.Module, patterns: Sequence[str]) -> set[str]:
     """The layers that patterns name.
 
     Raises:
-        ValueError: one names none; lists the layers.
+        ValueError: one names none; lists the layers. Or none is left.
     """
     known = layers_of(network)
+    if not known:
+        raise ValueError(f"{type(network).__name__} has no linear or convolutional layer")
     found: set[str] = set()
     for pattern in patterns:
         matching = [name for name in known if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
@@ -48,7 +51,7 @@ def ignored(network: nn.Module, patterns: Sequence[str]) -> set[str]:
             raise ValueError(f"ignore: no layer's name fits '{pattern}'; there are: {', '.join(known[:SHOWN])}{more}")
         found.update(matching)
     if len(found) == len(known):
-        raise ValueError("ignore: leaves no layer to prune")
+        raise ValueError("ignore: leaves no layer")
     return found
 
 
@@ -232,17 +235,13 @@ def _graph(network: nn.Module, example: Tensor) -> tuple[Any, dict[nn.Module, st
     """Torch-Pruning's graph of a network, and its layers' names."""
     import torch_pruning
 
-    modes = [(part, part.training) for part in network.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     try:
-        network.eval()
         for parameter in network.parameters():
             parameter.requires_grad_(True)  # the graph is that of autograd
-        with torch.enable_grad():
+        with evaluating(network), torch.enable_grad():
             graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs=example[:1])
     finally:
-        for part, mode in modes:
-            part.training = mode
         for parameter, requires in wanted:
             parameter.requires_grad_(requires)
     return graph, {part: name for name, part in network.named_modules()}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lab import registry
 from lab.registry import KINDS
 
 
@@ -20,9 +21,11 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_names() -> Iterator[None]:
-    """What a test registers is gone after it."""
+    """What a test registers or allows by ``--import`` is gone after it."""
     before = {kind: dict(kind._registered) for kind in KINDS.values()}
+    allowed = set(registry._imported)
     yield
+    registry._imported.intersection_update(allowed)
     for kind, names in before.items():
         kind._registered.clear()
         kind._registered.update(names)

