@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
-from lab import sharing, surgery
+from lab import quantization, sharing, surgery
 from lab.errors import UserError
 from lab.files import inside, read_json, replacing, write_json
 
@@ -67,12 +67,14 @@ class Description:
         component: what builds it: ``name`` and arguments.
         facts: of the data that it was trained on, such as ``num_classes``.
         surgery: the sizes of layers that shrank (:mod:`lab.surgery`).
+        quantization: what is rounded, to how many bits (:mod:`lab.quantization`).
     """
 
     kind: str
     component: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
     surgery: dict[str, dict[str, int]] = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
 
 
 def save(folder: Path, network: nn.Module, description: Description) -> int:
@@ -82,10 +84,11 @@ def save(folder: Path, network: nn.Module, description: Description) -> int:
         The size of the weights' file in bytes.
     """
     with replacing(folder / WEIGHTS) as temporary:
-        if names := getattr(network, "shared", None):
+        names = getattr(network, "shared", [])
+        if names or getattr(network, "quantization", None):
             state = network.state_dict()
             once = {key: tensor for key, tensor in state.items() if key == min([key, *_tied(state)[key]])}
-            save_file(sharing.packed(once, names), str(temporary))
+            save_file(sharing.packed(quantization.packed(network, once), names), str(temporary))
         else:
             save_model(network, str(temporary))
     write_json(folder / DESCRIPTION, {"schema": SCHEMA, **asdict(description)})
@@ -101,27 +104,30 @@ def describe(folder: Path) -> Description:
     path = part(folder, DESCRIPTION)
     try:
         data = read_json(path)
-        found = Description(data["kind"], data["component"], data["facts"], data.get("surgery", {}))
+        named = (data["kind"], data["component"], data["facts"])
+        found = Description(*named, data.get("surgery", {}), data.get("quantization", {}))
     except FileNotFoundError as cause:
         raise ArtifactError(f"{folder} has no {DESCRIPTION}: its stage did not finish, or it is no stage") from cause
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise ArtifactError(f"{path} is damaged: {type(cause).__name__} {cause}") from cause
     if found.kind not in ("networks", "modules") or not all(
-        isinstance(d, dict) for d in (found.component, found.facts, found.surgery, *found.surgery.values())
+        isinstance(d, dict)
+        for d in (found.component, found.facts, found.quantization, found.surgery, *found.surgery.values())
     ):
         raise ArtifactError(f"{path} is damaged: it describes no network")
     return found
 
 
 def operate(network: nn.Module, saved: Description, folder: Path) -> None:
-    """Give a network that was built as it once was the sizes that it was saved with.
+    """Give a network that was built as it once was the sizes, and the rounding, that it was saved with.
 
     Raises:
         ArtifactError: its description is damaged.
     """
     try:
         surgery.shrink(network, saved.surgery)
-    except ValueError as cause:
+        quantization.restore(network, saved.quantization)
+    except (ValueError, AttributeError, TypeError) as cause:
         raise ArtifactError(f"{part(folder, DESCRIPTION)} is damaged: {cause}") from cause
 
 
@@ -217,7 +223,8 @@ def load_weights(network: nn.Module, weights: Path | Mapping[str, Tensor], *, ex
         if not part(weights.parent, weights.name).is_file():
             raise ArtifactError(f"{source} cannot be read: there is no such file")
         try:
-            weights = sharing.unpacked(load_file(weights), {k: t.shape for k, t in network.state_dict().items()})
+            whole = quantization.unpacked(network, load_file(weights))
+            weights = sharing.unpacked(whole, {k: t.shape for k, t in network.state_dict().items()})
         except (OSError, SafetensorError, ValueError) as cause:
             raise ArtifactError(f"{source} cannot be read: {cause}") from cause
     own = network.state_dict()

@@ -48,11 +48,11 @@ class Built:
     def description(self) -> artifact.Description:
         """What :attr:`network` is: enough to build it again without the recipe or the data."""
         described = self.stage.module.arguments.get("network")
-        shrunk = getattr(self.network, "surgery", {})
+        changed = (getattr(self.network, "surgery", {}), getattr(self.network, "quantization", {}))
         if self.network is self.module or not isinstance(described, Component | From):
-            return artifact.Description("modules", self.builder.spec(self.stage.module), self.builder.facts, shrunk)
+            return artifact.Description("modules", self.builder.spec(self.stage.module), self.builder.facts, *changed)
         kind = "modules" if isinstance(self.network, LightningModule) else "networks"
-        return artifact.Description(kind, self.builder.spec(described), self.builder.facts, shrunk)
+        return artifact.Description(kind, self.builder.spec(described), self.builder.facts, *changed)
 
 
 def build(stage: Stage, this: Run | None = None, facts: Mapping[str, Any] | None = None) -> Built:

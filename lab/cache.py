@@ -116,11 +116,12 @@ def _is_whole(folder: Path, key: str) -> bool:
         kept = [folder / name for name in ARTIFACT]
         if said.get("checkpoint") is not None:
             kept.append(inside(run.folder, said["checkpoint"]))
+        measured = inside(folder, said.get("file", ARTIFACT[1]))
         return (
             bool(run.manifest)
             and all(each["status"] in USABLE and each["fingerprint"]["key"] == key for each in (said, own))
             and all(path.is_file() for path in kept)
-            and kept[1].stat().st_size == said["bytes"]
+            and measured.stat().st_size == said["bytes"]
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError):  # whatever damaged files lead to
         return False

@@ -28,3 +28,10 @@ def summed(total: Tensor, count: int) -> tuple[Tensor, int]:
     torch.distributed.all_reduce(total, op=ReduceOp.SUM)
     torch.distributed.all_reduce(number, op=ReduceOp.SUM)
     return total, int(number)
+
+
+def largest(value: Tensor) -> Tensor:
+    """The largest of all processes, element by element; changed in place."""
+    if distributed():
+        torch.distributed.all_reduce(value, op=ReduceOp.MAX)
+    return value

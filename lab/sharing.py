@@ -106,12 +106,12 @@ def packed(state: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
     """Tensors for a file: those named as codes and book, where they have few enough values."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        book, codes = torch.unique(tensor.flatten(), return_inverse=True) if name in names else (tensor[:0], None)
-        if codes is None or len(book) > LARGEST:
+        book, codes = torch.unique(tensor.flatten(), return_inverse=True) if name in names else (None, None)
+        if book is None or codes is None or len(book) > LARGEST:
             found[name] = tensor.contiguous()
             continue
         found[name + BOOK] = book
-        found[name + CODES] = _packed(codes, _bits(len(book)))
+        found[name + CODES] = pack(codes, _bits(len(book)))
     return found
 
 
@@ -135,7 +135,7 @@ def unpacked(saved: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> d
         bits = _bits(len(book))
         if packed_codes.shape != (math.ceil(shape.numel() * bits / 8),):
             raise ValueError(f"{key}: not as many codes as {name} has weights")
-        codes = _codes(packed_codes, bits, shape.numel())
+        codes = unpack(packed_codes, bits, shape.numel())
         if int(codes.max()) >= len(book):
             raise ValueError(f"{key}: a code that is not in its book")
         found[name] = book[codes].view(shape)
@@ -146,7 +146,7 @@ def _bits(values: int) -> int:
     return max((values - 1).bit_length(), 1)
 
 
-def _packed(codes: Tensor, bits: int) -> Tensor:
+def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes as bytes, ``bits`` each, the lowest first."""
     places = torch.arange(bits, device=codes.device)
     stream = ((codes[:, None] >> places) & 1).flatten()
@@ -154,6 +154,7 @@ def _packed(codes: Tensor, bits: int) -> Tensor:
     return (stream << torch.arange(8, device=codes.device)).sum(1).to(torch.uint8)
 
 
-def _codes(stream: Tensor, bits: int, count: int) -> Tensor:
+def unpack(stream: Tensor, bits: int, count: int) -> Tensor:
+    """The first codes of bytes that :func:`pack` made."""
     found = ((stream.long()[:, None] >> torch.arange(8)) & 1).flatten()[: count * bits].view(count, bits)
     return (found << torch.arange(bits)).sum(1)

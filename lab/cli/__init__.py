@@ -17,8 +17,8 @@ from lab.cli.options import plain
 from lab.errors import UserError
 
 COMMANDS = (
-    "fit", "resume", "test", "validate", "predict", "check", "show", "list", "describe", "new", "runs", "compare",
-    "verify-resume",
+    "fit", "resume", "test", "validate", "predict", "export", "bench", "check", "show", "list", "describe", "new",
+    "runs", "compare", "verify-resume",
 )  # fmt: skip
 """Every command; ``lab/cli/<command>.py`` has it (``list`` is in ``listing.py``: the word is Python's)."""
 _FILES = {"list": "listing", "verify-resume": "verify_resume"}

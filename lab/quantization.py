@@ -1,0 +1,374 @@
+"""Quantization: weights and activations are whole numbers of few bits times a scale.
+
+B. Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, CVPR
+2018, arXiv:1712.05877. A number x becomes q = clamp(round(x / s) + z) and counts as (q − z)·s. Weights have a scale for
+each output channel and z = 0; activations one scale and one z a tensor, such that zero is exact. In training, gradients
+pass the rounding unchanged, and the scales learn (S. Esser et al.: Learned Step Size Quantization, ICLR 2020,
+arXiv:1902.08153).
+
+The network stays the modules that it is: a layer's weight has a parametrization, and where activations are rounded a
+module has an ``output_quantizer`` or ``input_quantizer``. Batch norms after a layer are folded into it beforehand, so
+what is trained and tested computes what the exported network computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
+
+from lab import sharing
+from lab.folding import fold, instead
+from lab.quantizer import Grid, Observer, Quantizer, Seen, grid_of, weight_range
+from lab.wiring import PASSING, RECTIFYING, Wiring
+
+Plan = dict[str, Any]
+"""What is quantized, as plain values: ``weights``, ``outputs`` and ``inputs`` with the bits of each by a module's name;
+``folded``, the batch norms that are in the layer before them; ``per_channel``; ``dynamic``."""
+STEPS = "#steps"
+"""What a file calls the whole numbers of a weight, after its name."""
+FEWEST, MOST = 2, 8
+"""Bits."""
+
+
+def plan(
+    network: nn.Module,
+    example: Tensor,
+    left: set[str],
+    *,
+    bits: int,
+    activation_bits: int,
+    ends: int,
+    per_channel: bool = True,
+    dynamic: bool = False,
+) -> Plan:
+    """What to quantize in a network; batch norms that follow a layer are folded into it, in place.
+
+    Weights of linear and convolutional layers that a pass calls, and the activations that enter them. The output of a
+    convolution is rounded as well where anything but rectification stands between it and a layer that rounds its input:
+    an integer convolution gives integers.
+
+    Args:
+        left: names of layers to leave alone.
+        bits: of weights.
+        activation_bits: of activations.
+        ends: bits of the first and the last layer's weights, and of what enters them, where that is more.
+        dynamic: linear layers alone, each input with a scale of its own.
+
+    Raises:
+        ValueError: nothing can be quantized.
+    """
+    folded = {} if dynamic else fold(network, Wiring(network, example), left)
+    wiring = Wiring(network, example)
+    kinds = (nn.Linear,) if dynamic else (nn.Linear, _ConvNd)
+    called = list(dict.fromkeys(node.layer for node in wiring.nodes if node.layer is not None))
+    parts = dict(network.named_modules())
+    layers = [name for name in called if isinstance(parts[name], kinds) and name not in left]
+    if not layers:
+        raise ValueError(
+            f"{type(network).__name__} calls no {'linear' if dynamic else 'linear or convolutional'} layer that is "
+            "not left alone"
+        )
+    owners: dict[int, str] = {}
+    for name in layers:
+        if parametrize.is_parametrized(parts[name], "weight"):
+            raise ValueError(f"{name}'s weight is made of others already, by weight_norm say: leave it alone")
+        first = owners.setdefault(id(parts[name].weight), name)
+        if first != name:
+            raise ValueError(f"{name} has the weight of {first}: leave one of them alone")
+    outer = {layers[0], layers[-1]} if ends > min(bits, activation_bits) else set()
+    found: Plan = {
+        "weights": {name: max(bits, ends) if name in outer else bits for name in layers},
+        "outputs": {}, "inputs": {}, "folded": folded, "per_channel": per_channel, "dynamic": dynamic,
+    }  # fmt: skip
+    _place(wiring, parts, found, activation_bits, {name: max(activation_bits, ends) for name in outer})
+    return found
+
+
+def _place(wiring: Wiring, parts: Mapping[str, nn.Module], found: Plan, bits: int, outer: Mapping[str, int]) -> None:
+    """Where activations are rounded."""
+    rounded_at: set[int] = set()
+    for layer in found["weights"]:
+        for place in wiring.of(layer):
+            source = wiring.origin(wiring.nodes[place].inputs[0])
+            at = None if found["dynamic"] else wiring.output_of(source)
+            kind, name = ("outputs", at) if at is not None else ("inputs", layer)
+            found[kind][name] = max(found[kind].get(name, 0), outer.get(layer, bits))
+            if at is not None:
+                rounded_at.add(source)
+    for layer in found["weights"]:
+        if found["dynamic"] or not isinstance(parts[layer], _ConvNd):
+            continue
+        for place in wiring.of(layer):
+            here, last = place, place
+            while here not in rounded_at:
+                after = wiring.consumers[here]
+                if not after or all(wiring.nodes[other].layer in found["inputs"] for other in after):
+                    break  # the network's own output, or it is rounded as it enters
+                if len(after) == 1 and wiring.nodes[after[0]].kind in (*PASSING, *RECTIFYING):
+                    here = after[0]
+                    last = here if wiring.nodes[here].kind in RECTIFYING and wiring.output_of(here) else last
+                    continue
+                at = wiring.output_of(last) or layer
+                found["outputs"][at] = max(found["outputs"].get(at, 0), bits)
+                break
+
+
+def insert(network: nn.Module, found: Plan, *, learned: bool = False) -> None:
+    """Have weights and activations rounded as a plan says, with scales that await calibration."""
+    network.quantization = found  # type: ignore[assignment]
+    for name, bits in found["weights"].items():
+        layer = network.get_submodule(name)
+        quantizer = _of_weight(layer, bits, found["per_channel"], learned=learned)
+        quantizer.to(layer.get_parameter("weight").device)
+        parametrize.register_parametrization(layer, "weight", quantizer, unsafe=True)
+    _hook(network, found, learned=learned)
+
+
+def axis_of(layer: nn.Module) -> int:
+    """The dimension of a layer's weight that has its outputs."""
+    return 1 if isinstance(layer, _ConvTransposeNd) and layer.groups == 1 else 0
+
+
+def _of_weight(layer: nn.Module, bits: int, per_channel: bool, *, learned: bool = False) -> Quantizer:
+    axis, weight = axis_of(layer), layer.get_parameter("weight")
+    return Quantizer(bits, signed=True, channels=weight.shape[axis] if per_channel else 0, axis=axis, learned=learned)
+
+
+def _hook(network: nn.Module, found: Plan, *, learned: bool = False) -> None:
+    like = _kind(next(network.parameters()))
+    for kind, attribute in (("outputs", "output_quantizer"), ("inputs", "input_quantizer")):
+        for name, bits in found[kind].items():
+            part = network.get_submodule(name)
+            part.add_module(attribute, Quantizer(bits, dynamic=found["dynamic"], learned=learned).to(**like))
+            if kind == "outputs":
+                part.register_forward_hook(_output)
+            else:
+                part.register_forward_pre_hook(_input)
+
+
+def _kind(weight: Tensor) -> dict[str, Any]:
+    """Where scales of a weight are, and of what type: no narrower than 32 bits."""
+    return {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
+
+
+def _output(module: nn.Module, args: Any, made: Tensor) -> Tensor:
+    quantizer: nn.Module = module.output_quantizer  # type: ignore[assignment]
+    rounded_: Tensor = quantizer(made)
+    return rounded_
+
+
+def _input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    quantizer: nn.Module = module.input_quantizer  # type: ignore[assignment]
+    return (quantizer(args[0]), *args[1:])
+
+
+def quantizers(network: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+    """The quantizers, each by the name of its layer or module and what it rounds: ``conv1 weight``, ``act1 output``."""
+    for name, part in network.named_modules():
+        if isinstance(part, Quantizer):
+            owner, _, what = name.partition(".parametrizations.") if ".parametrizations." in name else (
+                name.rpartition(".")[0], "", name.rpartition(".")[2].removesuffix("_quantizer")
+            )  # fmt: skip
+            yield f"{owner} {what.removesuffix('.0')}", part
+
+
+@torch.no_grad()
+def calibrate(
+    network: nn.Module,
+    batches: Callable[[], Iterable[Tensor]],
+    observer: Observer = "mse",
+    percentile: float = 99.99,
+) -> None:
+    """Give all scales values: weights' from the weights, activations' from what passes, of all processes together.
+
+    Args:
+        network: in evaluation mode.
+        batches: gives the inputs, ``[B, ...]`` each, and the same ones when it is asked again.
+        observer: how a range is chosen: all of it (``minmax``), all but the outermost (``percentile``), or what has
+            the least squared error (``mse``).
+        percentile: of that observer.
+
+    Raises:
+        ValueError: there are no samples, or something that was planned for was never called.
+    """
+    activations = {}
+    for name, quantizer in quantizers(network):
+        if quantizer.grid.signed:
+            layer = network.get_submodule(name.partition(" ")[0])
+            original = layer.parametrizations["weight"].original  # type: ignore[index, union-attr]
+            quantizer.scale.copy_(weight_range(original, quantizer, observer, percentile))
+        elif not quantizer.dynamic:
+            activations[name] = quantizer
+    if not activations:
+        return
+    try:
+        for quantizer in activations.values():
+            quantizer.seen = Seen(counting=observer != "minmax")
+        _pass(network, batches)
+        for name, quantizer in activations.items():
+            if quantizer.seen is None or not quantizer.seen.agree():
+                raise ValueError(f"calibration never reached {name}")
+        if observer != "minmax":
+            _pass(network, batches)
+        for quantizer in activations.values():
+            assert quantizer.seen is not None
+            scale, zero = grid_of(*quantizer.seen.chosen(observer, percentile, quantizer.grid), quantizer.grid)
+            quantizer.scale.copy_(scale)
+            quantizer.zero.copy_(zero)
+    finally:
+        for quantizer in activations.values():
+            quantizer.seen = None
+
+
+def _pass(network: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> None:
+    with exactly(network):
+        any_ = False
+        for inputs in batches():
+            any_ = True
+            network(inputs)
+    if not any_:
+        raise ValueError("calibration needs samples, and the data gave none")
+
+
+@contextmanager
+def exactly(network: nn.Module, except_for: Sequence[Quantizer] = ()) -> Iterator[None]:
+    """Nothing is rounded for a while, except by some."""
+    found = [quantizer for _, quantizer in quantizers(network)]
+    before = [quantizer.enabled for quantizer in found]
+    for quantizer in found:
+        quantizer.enabled = quantizer in except_for
+    try:
+        yield
+    finally:
+        for quantizer, enabled in zip(found, before, strict=True):
+            quantizer.enabled = enabled
+
+
+@torch.no_grad()
+def sensitivity(network: nn.Module, inputs: Tensor) -> dict[str, float]:
+    """How much each quantizer alone costs: signal to noise of the network's outputs, in decibels; less is worse.
+
+    Args:
+        inputs: ``[B, ...]``.
+    """
+    with exactly(network):
+        exact = network(inputs).double()
+    found = {}
+    for name, quantizer in quantizers(network):
+        with exactly(network, [quantizer]):
+            noise = (network(inputs).double() - exact).square().sum()
+        found[name] = float(10 * torch.log10(exact.square().sum() / noise.clamp_min(1e-30)))
+    return found
+
+
+@torch.no_grad()
+def settle(network: nn.Module) -> None:
+    """Make rounded weights plain ones, and learned scales too: each layer keeps its weight's as ``weight_scale``."""
+    for name in network.quantization["weights"]:  # type: ignore[index]
+        layer = network.get_submodule(name)
+        quantizer = layer.parametrizations["weight"][0]  # type: ignore[index]
+        assert isinstance(quantizer, Quantizer)
+        quantizer.settle()
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        layer.register_buffer("weight_scale", quantizer.scale.clone())
+    for _, quantizer in quantizers(network):
+        quantizer.settle()
+
+
+def restore(network: nn.Module, found: Mapping[str, Any]) -> None:
+    """Make of a network as its class builds it one that was quantized so; scales and weights await saved ones.
+
+    Raises:
+        ValueError: the plan is not of this network.
+    """
+    if not found:
+        return
+    parts = dict(network.named_modules())
+    _check(parts, found)
+    for norm, name in found["folded"].items():
+        layer = parts[name]
+        network.set_submodule(norm, instead(parts[norm]))  # type: ignore[arg-type]  # _check saw it
+        if layer.bias is None:
+            layer.bias = nn.Parameter(layer.weight.new_zeros(_outputs(layer)))
+    for name, bits in found["weights"].items():
+        layer = parts[name]
+        layer.register_buffer("weight_scale", _of_weight(layer, bits, bool(found["per_channel"])).scale)
+    _hook(network, dict(found))
+    network.quantization = dict(found)  # type: ignore[assignment]
+
+
+def _outputs(layer: nn.Module) -> int:
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
+
+
+def _check(parts: Mapping[str, nn.Module], found: Mapping[str, Any]) -> None:
+    """Whether a plan fits a network's parts."""
+    if set(found) != {"weights", "outputs", "inputs", "folded", "per_channel", "dynamic"}:
+        raise ValueError("this is no plan of quantization")
+    for norm, layer in found["folded"].items():
+        if norm not in parts or instead(parts[norm]) is None or not isinstance(parts.get(layer), nn.Linear | _ConvNd):
+            raise ValueError(f"'{norm}' is no batch norm that could be in '{layer}'")
+    for kind in ("weights", "outputs", "inputs"):
+        for name, bits in found[kind].items():
+            fits = isinstance(parts.get(name), nn.Linear | _ConvNd) if kind == "weights" else name in parts
+            if not fits or type(bits) is not int or not FEWEST <= bits <= MOST:
+                raise ValueError(f"'{name}' has no {kind} of {bits!r} bits")
+
+
+def packed(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors for a file: rounded weights as whole numbers of their bits, if they still are on their grid."""
+    found = dict(state)
+    plan_: Mapping[str, Any] = getattr(network, "quantization", {})
+    for name, bits in plan_.get("weights", {}).items():
+        key = f"{name}.weight"
+        if key in state and (steps := steps_of(network.get_submodule(name), bits, state[key])) is not None:
+            found[key + STEPS] = sharing.pack((steps + Grid(bits, signed=True).high).long().flatten(), bits)
+            del found[key]
+    return found
+
+
+def steps_of(layer: nn.Module, bits: int, weight: Tensor) -> Tensor | None:
+    """The whole numbers that a settled layer's weight is made of; None where it left its grid."""
+    scale = _spread(layer)
+    steps = (weight / scale).round()
+    fits = bool((steps.abs() <= Grid(bits, signed=True).high).all()) and torch.equal(steps * scale, weight)
+    return steps if fits else None
+
+
+def unpacked(network: nn.Module, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, whole numbers as the weights that they are.
+
+    Raises:
+        ValueError: whole numbers of no quantized weight, or not as many as it has.
+    """
+    found = {key: tensor for key, tensor in saved.items() if not key.endswith(STEPS)}
+    plan_: Mapping[str, Any] = getattr(network, "quantization", {})
+    for key in saved.keys() - found.keys():
+        name = key.removesuffix(f".weight{STEPS}")
+        bits, scale = plan_.get("weights", {}).get(name), saved.get(f"{name}.weight_scale")
+        if bits is None or scale is None:
+            raise ValueError(f"{key}: whole numbers of what is no quantized weight, or without a scale")
+        layer = network.get_submodule(name)
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        size = math.ceil(weight.numel() * bits / 8)
+        if saved[key].dtype != torch.uint8 or saved[key].shape != (size,) or scale.shape != layer.weight_scale.shape:
+            raise ValueError(f"{key}: not as many whole numbers, or scales, as {name} has weights")
+        steps = sharing.unpack(saved[key], bits, weight.numel()) - Grid(bits, signed=True).high
+        found[f"{name}.weight"] = steps.view(weight.shape).to(scale.dtype) * _spread(layer, scale)
+    return found
+
+
+def _spread(layer: nn.Module, scale: Tensor | None = None) -> Tensor:
+    """A weight's scales, of a shape that its own is multiplied with."""
+    scale = layer.get_buffer("weight_scale") if scale is None else scale
+    shape = [1] * layer.get_parameter("weight").ndim
+    if scale.ndim:
+        shape[axis_of(layer)] = -1
+    return scale.view(shape)
