@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,17 @@ def inside(folder: Path, path: str | Path) -> Path:
     if not stays:
         raise UserError(f"{found} leads out of {folder}, or nowhere: it is not read")
     return found
+
+
+def named(name: str, ending: str) -> str:
+    """The name of a file for a thing that a plugin has named.
+
+    Raises:
+        ValueError: it would be no name of a file in any system.
+    """
+    if not re.fullmatch(r"\w[\w. -]*", name):
+        raise ValueError(f"a name is letters, digits, '_', '-', '.' and spaces, not {name!r}")
+    return f"{name}.{ending}"
 
 
 def read_json(path: Path) -> Any:

@@ -64,8 +64,8 @@ class Gate:
             metric, match["relation"], float(number.replace("_", "")), place, match["stage"], match["operation"] or ""
         )
 
-    def missed(self, result: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> str | None:
-        """What keeps a stage from passing, in words; None: it passes.
+    def judge(self, result: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> tuple[bool, str]:
+        """Whether a stage passes, and the figures that say so in words.
 
         Args:
             result: the stage's, as ``results.json`` has it.
@@ -73,16 +73,14 @@ class Gate:
         """
         value, bound, said = _figure(result, self.metric), self.bound, ""
         if value is None:
-            return f"{self.metric} was not measured, {self} is required"
+            return False, f"{self.metric} was not measured, {self} is required"
         if self.stage is not None:
             other = _figure(others.get(self.stage, {}), self.metric)
             if other is None:
-                return f"{self.metric} of {self.stage} was not measured, {self} is required"
+                return False, f"{self.metric} of {self.stage} was not measured, {self} is required"
             bound = OPERATIONS[self.operation](other, self.bound)
             said = f", which is {bound:.6g}"
-        if RELATIONS[self.relation](value, bound):
-            return None
-        return f"{self.metric} is {value:.6g}, {self} is required{said}"
+        return RELATIONS[self.relation](value, bound), f"{self.metric} is {value:.6g}, {self} is required{said}"
 
 
 def _figure(result: Mapping[str, Any], metric: str) -> float | None:

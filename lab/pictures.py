@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lab import statistics
-from lab.files import replacing
+from lab.files import named, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,9 +80,7 @@ def keep(folder: Path, name: str, picture: Figure | bytes) -> Path:
         OSError: it cannot be written.
     """
     content = picture if isinstance(picture, bytes) else png(picture)
-    if not re.fullmatch(r"\w[\w. -]*", name):
-        raise ValueError(f"a picture's name is letters, digits, '_', '-', '.' and spaces, not {name!r}")
-    path = folder / f"{name}.{'gif' if content.startswith(b'GIF8') else 'png'}"
+    path = folder / named(name, "gif" if content.startswith(b"GIF8") else "png")
     folder.mkdir(exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(content)

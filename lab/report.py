@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 FIGURES = ("parameters", "nonzero_parameters", "macs", "bytes", "train_seconds", "n_test")
 """The numbers of a stage that are no metrics."""
 SHOWN = {
-    "parameters": "params", "macs": "MACs", "bytes": "bytes", "latency_ms.batch_1": "ms@1",
-    "latency_ms.batch_64": "ms@64", "train_seconds": "train s",
+    "parameters": "params", "nonzero_parameters": "non-zero", "macs": "MACs", "bytes": "bytes",
+    "latency_ms.batch_1": "ms@1", "latency_ms.batch_64": "ms@64", "train_seconds": "train s",
 }  # fmt: skip
 """The scoreboard's columns after the metrics, and what they are called there."""
 
@@ -46,7 +46,7 @@ def scoreboard(results: Mapping[str, Any]) -> Table:
     if parents:
         table.add_column("parent")
     chosen = metrics(stages)
-    keys = [*chosen, *(key for key in SHOWN if any(_value(stage, key) is not None for stage in stages.values()))]
+    keys = [*chosen, *(key for key in SHOWN if any(_tells(stage, key) for stage in stages.values()))]
     for key in keys:
         table.add_column(text(SHOWN.get(key, key.removeprefix("test/"))), justify="right", no_wrap=True)
     for name, stage in stages.items():
@@ -151,7 +151,16 @@ def _estimated(estimate: Estimate | None) -> str:
 
 def missed(results: Mapping[str, Any]) -> list[str]:
     """The gates that were not met, a line each."""
-    return [f"{name}: {line}" for name, stage in results["stages"].items() for line in stage.get("missed", [])]
+    return _gates(results, "missed")
+
+
+def met(results: Mapping[str, Any]) -> list[str]:
+    """The gates that were met, a line each."""
+    return _gates(results, "met")
+
+
+def _gates(results: Mapping[str, Any], which: Literal["missed", "met"]) -> list[str]:
+    return [f"{name}: {line}" for name, stage in results["stages"].items() for line in stage.get(which, [])]
 
 
 def metrics(stages: Mapping[str, Any]) -> list[str]:
@@ -171,6 +180,12 @@ def _value(stage: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def _tells(stage: Mapping[str, Any], key: str) -> bool:
+    """Whether a stage has something to say in a column: zeros are a column's worth only where there are many."""
+    value = _value(stage, key)
+    return value is not None and (key != "nonzero_parameters" or value < 0.99 * stage.get("parameters", value))
 
 
 def _cell(key: str, value: Any, parent: Any) -> Text:

@@ -225,8 +225,7 @@ def _reused(this: Run, plan: Plan, prepared: training.Prepared) -> dict[str, Any
     checkpoint = result["checkpoint"] and Path(name, *Path(result["checkpoint"]).parts[1:]).as_posix()
     result |= {"cached": result.get("cached", f"{earlier.id}/{source.name}"), "checkpoint": checkpoint}
     result |= {"parent": stage.parents[0] if stage.parents else None, "parents": stage.parents}
-    result["missed"] = training.missed(stage, result, this.results.get("stages", {}))
-    result["status"] = "gated" if result["missed"] else "finished"
+    result |= training.judged(stage, result, this.results.get("stages", {}))
     noted = {key: {**this.manifest[key], name: earlier.manifest[key].get(source.name)} for key in ("data", "callbacks")}
     this.note(**noted)
     this.record("running", {name: result})

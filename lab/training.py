@@ -17,9 +17,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lab import artifact, cache, fingerprint, pictures, report, trainer
+from lab import artifact, cache, fingerprint, pictures, report, tables, trainer
 from lab.assemble import Built, build, source_of
-from lab.callbacks import Draws, Finishes, Lean, Reports
+from lab.callbacks import Draws, Finishes, Lean, Reports, Tabulates
 from lab.callbacks.exact import KEY, Exact
 from lab.check import component
 from lab.document import Place
@@ -100,12 +100,12 @@ def train(this: Run, plan: Plan, prepared: Prepared, watching: Sequence[Callback
             }
             if lightning.is_global_zero:
                 result |= _keep(built, lightning, folder)
-                result["missed"] = missed(stage, result, this.results.get("stages", {}))
-                result["status"] = "gated" if result["missed"] else "finished"
+                result |= judged(stage, result, this.results.get("stages", {}))
                 if prepared.parts is not None:
                     result["fingerprint"] = {**prepared.parts, "key": prepared.key}
                 results = this.results
                 _tell(lightning.loggers, result, {**results, "stages": {**results["stages"], stage.name: result}})
+                _tabulate(built, lightning, folder)
                 _draw(built, lightning, folder)
                 this.record("running", {stage.name: result})  # last: a run that is killed before tells it all again
                 if prepared.key is not None:
@@ -156,7 +156,7 @@ def _describe(this: Run, built: Built, lightning: Trainer, plan: Plan) -> None:
 
 def clear(folder: Path) -> None:
     """Remove what a training that left no state has begun."""
-    for name in ("checkpoints", "pictures"):
+    for name in ("checkpoints", "pictures", "tables"):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "metrics.csv").unlink(missing_ok=True)
 
@@ -216,13 +216,15 @@ def _keep(built: Built, lightning: Trainer, folder: Path) -> dict[str, Any]:
     return {"bytes": size, "file": artifact.WEIGHTS, **reported}
 
 
-def missed(stage: Stage, result: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
-    """The gates that a result does not pass, in words.
+def judged(stage: Stage, result: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """A result's status by its gates, and these in words: ``missed`` and ``met``.
 
     Args:
         others: the results of the run's stages so far.
     """
-    return [said for gate in stage.gates if (said := gate.missed(result, others)) is not None]
+    verdicts = [gate.judge(result, others) for gate in stage.gates]
+    missed, met = ([said for passed, said in verdicts if passed is which] for which in (False, True))
+    return {"missed": missed, "met": met, "status": "gated" if missed else "finished"}
 
 
 def _tell(loggers: Sequence[Logger], result: Mapping[str, Any], results: Mapping[str, Any]) -> None:
@@ -234,6 +236,21 @@ def _tell(loggers: Sequence[Logger], result: Mapping[str, Any], results: Mapping
         logger.log_metrics(figures)
         if hasattr(logger, "log_table"):
             logger.log_table("scoreboard", columns=columns, data=rows)
+
+
+def _tabulate(built: Built, lightning: Trainer, folder: Path) -> None:
+    """Keep the stage's tables and give them to the loggers."""
+    found: dict[str, tables.Table] = {}
+    if callable(tabulating := getattr(built.module, "tables", None)):
+        found |= tabulating()
+    for callback in lightning.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Tabulates):
+            found |= callback.tables(lightning, built.module)
+    for name, table in found.items():
+        tables.keep(folder / "tables", name, table)
+        for logger in lightning.loggers:
+            if hasattr(logger, "log_table"):
+                logger.log_table(name, columns=list(table.columns), data=[list(row) for row in table.rows])
 
 
 def _draw(built: Built, lightning: Trainer, folder: Path) -> None:

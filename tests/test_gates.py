@@ -42,7 +42,10 @@ def gate(metric: str, text: str) -> Gate:
     ],
 )
 def test_figures_keep_a_bound_or_miss_it(metric: str, text: str, said: str | None) -> None:
-    assert gate(metric, text).missed(HERE, BEFORE) == said
+    met, words = gate(metric, text).judge(HERE, BEFORE)
+    assert met == (said is None)
+    assert words == (said or words)
+    assert words.startswith(f"{metric} ")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lab.report import missed, rows, scoreboard
+from lab.report import met, missed, rows, scoreboard
 
 RESULTS: dict[str, Any] = {
     "run": "a-run",
@@ -13,7 +13,8 @@ RESULTS: dict[str, Any] = {
         "teacher": {
             "status": "finished", "bytes": 1000,
             "metrics": {"test/loss": 0.1, "test/accuracy": 0.97, "val/accuracy": 0.5},
-            "parameters": 200, "macs": 3_000_000, "latency_ms": {"batch_1": 0.5, "batch_64": 2.0}, "train_seconds": 3.0,
+            "parameters": 200, "met": ["bytes is 1000, <= 1000 is required"],
+            "macs": 3_000_000, "latency_ms": {"batch_1": 0.5, "batch_64": 2.0}, "train_seconds": 3.0,
         },
         "student": {
             "status": "gated", "metrics": {"test/accuracy": 0.95, "test/loss": 0.2}, "parent": "teacher", "bytes": 250,
@@ -40,6 +41,13 @@ def test_figures_stand_beside_their_difference_to_the_parent() -> None:
 def test_a_stage_that_missed_a_gate_says_so() -> None:
     assert "gated" in shown(RESULTS)
     assert missed(RESULTS) == ["student: bytes is 250, < 200 is required"]
+    assert met(RESULTS) == ["teacher: bytes is 1000, <= 1000 is required"]
+
+
+def test_zeros_have_a_column_where_there_are_many() -> None:
+    for number, expected in ((200, False), (199, False), (20, True)):
+        stages = {"a": {"parameters": 200, "nonzero_parameters": number, "metrics": {"test/accuracy": 0.5}}}
+        assert ("non-zero" in shown({"run": "r", "stages": stages})) == expected
 
 
 def test_it_fits_eighty_columns() -> None:

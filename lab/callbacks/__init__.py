@@ -11,6 +11,7 @@ from torch import nn
 
 from lab.batch import Labelled
 from lab.errors import UserError
+from lab.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +40,19 @@ class Finishes(Protocol):
 
     def finish(self, trainer: Trainer, module: LightningModule) -> None:
         """Change the network."""
+        ...
+
+
+@runtime_checkable
+class Tabulates(Protocol):
+    """A callback with rows to show when the stage ends; a module shows the same by a method ``tables()``.
+
+    Called as :class:`Draws` is, before it. Tables go to ``tables/`` in the stage's folder as CSV files, and to every
+    logger with a ``log_table``.
+    """
+
+    def tables(self, trainer: Trainer, module: LightningModule) -> Mapping[str, Table]:
+        """The tables by name."""
         ...
 
 

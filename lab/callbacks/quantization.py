@@ -20,6 +20,7 @@ from lab.errors import UserError
 from lab.modes import evaluating
 from lab.quantizer import Observer
 from lab.ranges import Count, checked
+from lab.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,6 +120,16 @@ class Quantization(Lean):
     def results(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         """How much is quantized; by what is rounded, the signal to noise of the outputs if that alone is, in dB."""
         return self._reported
+
+    def tables(self, trainer: Trainer, module: LightningModule) -> Mapping[str, Table]:
+        """The costs of each rounding alone, the costliest first."""
+        costs = self._reported.get("sensitivity_db", {})
+        network = network_of(module)
+        plan: Mapping[str, Any] = network.quantization  # type: ignore[assignment]
+        bits = {name: part.grid.bits for name, part in quantization.quantizers(network)}
+        bits |= {f"{name} weight": number for name, number in plan["weights"].items()}
+        rows = [(name, bits[name], cost) for name, cost in sorted(costs.items(), key=lambda pair: pair[1])]
+        return {"sensitivity": Table(("rounded", "bits", "signal_to_noise_db"), rows)} if rows else {}
 
     def pictures(self, trainer: Trainer, module: LightningModule) -> Mapping[str, Figure]:
         """The costs of each rounding alone, as bars."""

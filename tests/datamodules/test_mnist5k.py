@@ -56,3 +56,21 @@ def test_the_csv_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     second.prepare_data()
     second.setup()
     assert first.fingerprint() == second.fingerprint()
+
+
+def test_larger_images_are_the_same_digits_enlarged() -> None:
+    small, large = MNIST5k(), MNIST5k(size=56)
+    small.setup()
+    large.setup()
+    assert large.input_shape == (1, 56, 56)
+    assert torch.equal(large.train.targets, small.train.targets)
+    means = torch.nn.functional.avg_pool2d(large.train.inputs.float(), 2)
+    blurred = torch.nn.functional.avg_pool2d(small.train.inputs.float(), 3, stride=1, padding=1, count_include_pad=False)
+    away = (means - small.train.inputs.float()).abs().mean()
+    assert float(away) < float((blurred - small.train.inputs.float()).abs().mean())
+
+
+@pytest.mark.parametrize("size", [27, 0, 32.5])
+def test_sizes_that_there_are_not(size: float) -> None:
+    with pytest.raises(ValueError, match="size"):
+        MNIST5k(size=size)  # type: ignore[arg-type]

@@ -350,6 +350,10 @@ class TestStages:
                 total += len(batch)
         assert result["metrics"]["test/accuracy"] == pytest.approx(right / total, abs=1e-6)
         assert result["bytes"] < 0.5 * dense["bytes"]
+        table = (run.stage("small") / "tables" / "sensitivity.csv").read_text().splitlines()
+        assert table[0] == "rounded,bits,signal_to_noise_db"
+        assert len(table) == 1 + len(result["sensitivity_db"])
+        assert float(table[1].split(",")[2]) == min(result["sensitivity_db"].values())
         assert set(result["sensitivity_db"]) == {name for name, _ in quantization.quantizers(network_)} | {
             f"{name} weight" for name in network_.quantization["weights"]
         }
