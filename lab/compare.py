@@ -21,7 +21,9 @@ from lab.statistics import Estimate, Test
 
 ABSENT = "–"
 """What a recipe says of a key that it hasn't."""
-FIGURES = ("parameters", "nonzero_parameters", "macs", "bytes", "train_seconds")
+FIGURES = (
+    "parameters", "nonzero_parameters", "macs", "bytes", "latency_ms.batch_1", "latency_ms.batch_64", "train_seconds",
+)  # fmt: skip
 """The numbers of a stage that a comparison shows beside its metrics, as means."""
 
 
@@ -165,7 +167,7 @@ def _rows(group: Group, several: bool, notes: list[str]) -> Iterator[Row]:
         figures = {
             key: sum(found) / len(found) if len(set(found)) > 1 else found[0]
             for key in FIGURES
-            if (found := [r[key] for _, r in results if isinstance(r.get(key), int | float)])
+            if (found := [x for _, r in results if isinstance(x := report.value(r, key), int | float)])
         }
         yield Row(name, group, stage, done, values, figures)
 

@@ -99,8 +99,8 @@ def curves(metrics: Path) -> Figure | None:
     names = _panels(read)
     if not names:
         return None
-    with _styled():
-        figure, axes = _grid(len(names), width=4.2, height=2.9)
+    with styled():
+        figure, axes = grid(len(names), width=4.2, height=2.9)
         for ax, name in zip(axes, names, strict=True):
             for split, color in (("train", COLORS[7]), ("val", COLORS[0])):
                 if (split, name) in read:
@@ -122,10 +122,10 @@ def confusion(counts: NDArray[Any], classes: Sequence[str] | None = None) -> Fig
 
     size = len(counts)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    names = [_fitting(name, 18) for name in (classes or map(str, range(size)))]
+    names = [fitting(name, 18) for name in (classes or map(str, range(size)))]
     side = min(max(0.42 * size, 2.6), 9.0)
-    with _styled():
-        figure, (ax,) = _grid(1, width=side + 1.6, height=side + 0.9)
+    with styled():
+        figure, (ax,) = grid(1, width=side + 1.6, height=side + 0.9)
         image = ax.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))  # rare mistakes stay visible
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)
@@ -159,13 +159,13 @@ def heatmap(values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], t
     """
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    with _styled():
+    with styled():
         width, height = (min(max(0.48 * size, 2.6), 9.0) for size in values.T.shape)
-        figure, (ax,) = _grid(1, width=width + 1.8, height=height + 0.9)
+        figure, (ax,) = grid(1, width=width + 1.8, height=height + 0.9)
         image = ax.imshow(values, cmap="Blues", vmin=low, vmax=high)
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)
-        ax.set_title(_fitting(title))
+        ax.set_title(fitting(title))
         for axis, names in ((ax.set_xticks, columns), (ax.set_yticks, rows)):
             every = -(-len(names) // NAMED)
             axis(range(0, len(names), every), names[::every])
@@ -187,8 +187,8 @@ def scatter(predicted: NDArray[Any], true: NDArray[Any]) -> Figure:
         predicted: ``[N, K]``.
         true: ``[N, K]``.
     """
-    with _styled():
-        figure, axes = _grid(true.shape[1], width=3.6, height=3.4)
+    with styled():
+        figure, axes = grid(true.shape[1], width=3.6, height=3.4)
         for k, ax in enumerate(axes):
             ends = [min(true[:, k].min(), predicted[:, k].min()), max(true[:, k].max(), predicted[:, k].max())]
             ax.plot(ends, ends, color=INK, alpha=0.45, linewidth=0.9, zorder=1)
@@ -201,8 +201,8 @@ def scatter(predicted: NDArray[Any], true: NDArray[Any]) -> Figure:
 
 def dots(found: Comparison, metric: str) -> Figure:
     """A metric of a comparison: a dot a run, the mean and its 95 % interval."""
-    with _styled():
-        figure, (ax,) = _grid(1, width=4.6, height=_height(found))
+    with styled():
+        figure, (ax,) = grid(1, width=4.6, height=_height(found))
         _dots(ax, found, metric)
     return figure
 
@@ -211,9 +211,9 @@ def bands(found: Comparison) -> dict[str, Figure]:
     """Validation metrics over steps: mean and 95 % interval over the runs of each row."""
     rows, names = _validated(found)
     figures = {}
-    with _styled():
+    with styled():
         for name in names:
-            figures[f"val/{name}"], (ax,) = _grid(1, width=4.6, height=3.0)
+            figures[f"val/{name}"], (ax,) = grid(1, width=4.6, height=3.0)
             _bands(ax, rows, name)
     return figures
 
@@ -224,13 +224,13 @@ def overview(found: Comparison) -> Figure:
 
     rows, names = _validated(found)
     heights = [_height(found)] * -(-len(found.metrics) // 2) + [3.0] * -(-len(names) // 2)
-    with _styled():
+    with styled():
         figure = Figure(figsize=(9.2, sum(heights)), layout="constrained")
-        grid = figure.subplots(len(heights), 2, squeeze=False, height_ratios=heights)
+        cells = figure.subplots(len(heights), 2, squeeze=False, height_ratios=heights)
         above = -(-len(found.metrics) // 2)
-        for metric, ax in zip_longest(found.metrics, grid[:above].flat):
+        for metric, ax in zip_longest(found.metrics, cells[:above].flat):
             _dots(ax, found, metric) if metric else ax.set_axis_off()
-        for name, ax in zip_longest(names, grid[above:].flat):
+        for name, ax in zip_longest(names, cells[above:].flat):
             _bands(ax, rows, name) if name else ax.set_axis_off()
     return figure
 
@@ -250,10 +250,10 @@ def _dots(ax: Axes, found: Comparison, metric: str) -> None:
             ax.plot(estimate.interval, [at, at], color=color, linewidth=2.2)
         ax.scatter([estimate.mean], [at], s=46, marker="D", color=color, linewidths=0, zorder=3)
     ax.set_ylim(len(found.rows) - 0.4, -0.6)
-    ax.set_yticks(range(len(found.rows)), [_fitting(row.name, 40) for row in found.rows])
+    ax.set_yticks(range(len(found.rows)), [fitting(row.name, 40) for row in found.rows])
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")
-    ax.set_title(_fitting(metric))
+    ax.set_title(fitting(metric))
     if any(len(row.members) > 1 for row in found.rows):
         ax.set_xlabel("dots: runs · line: 95 % interval of the mean", fontsize=8)
 
@@ -266,7 +266,7 @@ def _bands(ax: Axes, rows: Mapping[str, list[dict[tuple[str, str], Curve]]], nam
         reached += [value for _, values in curves for value in values]
         if steps:
             color = COLORS[at % len(COLORS)]
-            ax.plot(steps, means, color=color, label=_fitting(row, 40), marker="o" if len(steps) == 1 else None)
+            ax.plot(steps, means, color=color, label=fitting(row, 40), marker="o" if len(steps) == 1 else None)
             ax.fill_between(steps, lower, upper, color=color, alpha=0.18, linewidth=0)
     margin = 0.05 * (max(reached) - min(reached)) or 0.05
     ax.set_ylim(min(reached) - margin, max(reached) + margin)  # a symmetric interval may leave what a metric can be
@@ -336,13 +336,13 @@ def _thinned(steps: list[float], values: list[float]) -> Curve:
 
 
 def _label(ax: Axes, name: str, *, legend: bool) -> None:
-    ax.set_title(_fitting(name))
+    ax.set_title(fitting(name))
     ax.set_xlabel("step")
     if legend and ax.get_legend_handles_labels()[0]:
         ax.legend()
 
 
-def _grid(count: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def grid(count: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure with as many axes, at most two beside each other."""
     from matplotlib.figure import Figure
 
@@ -354,13 +354,14 @@ def _grid(count: int, *, width: float, height: float) -> tuple[Figure, list[Axes
     return figure, axes[:count]
 
 
-def _fitting(name: str, longest: int = 60) -> str:
+def fitting(name: str, longest: int = 60) -> str:
     """A name, cut in the middle where it is too long."""
     return name if len(name) <= longest else f"{name[: longest // 2]}…{name[-(longest // 2 - 1) :]}"
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def styled() -> Iterator[None]:
+    """The house's look, for a while."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
@@ -369,7 +370,7 @@ def _styled() -> Iterator[None]:
 
 def _saved(figure: Figure, **options: Any) -> bytes:
     content = io.BytesIO()
-    with _styled(), warnings.catch_warnings():
+    with styled(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(content, **options)
     return content.getvalue()

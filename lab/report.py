@@ -32,8 +32,7 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     chosen = metrics(stages)
     columns = ["stage", "parent", *chosen, *SHOWN]
     return columns, [
-        [name, stage.get("parent"), *(_value(stage, key) for key in (*chosen, *SHOWN))]
-        for name, stage in stages.items()
+        [name, stage.get("parent"), *(value(stage, key) for key in (*chosen, *SHOWN))] for name, stage in stages.items()
     ]
 
 
@@ -56,7 +55,7 @@ def scoreboard(results: Mapping[str, Any]) -> Table:
             label.append("\ncached", style="dim")
         if stage.get("status") != "finished":
             label.append(f"\n{stage.get('status')}", style="red")
-        cells = [_cell(key, _value(stage, key), _value(parent, key)) for key in keys]
+        cells = [_cell(key, value(stage, key), value(parent, key)) for key in keys]
         table.add_row(label, *([text(stage.get("parent") or "")] if parents else []), *cells)
     return table
 
@@ -79,10 +78,8 @@ def comparison(found: Comparison) -> list[RenderableType]:
 
 def summary(found: Comparison) -> Cells:
     """A comparison's rows: how many runs, metrics as ``mean ± half the 95 % interval``, mean figures."""
-    keys = [key for key in SHOWN if any(key in row.figures for row in found.rows)]
-    if any(row.figures.get("nonzero_parameters") != row.figures.get("parameters") for row in found.rows):
-        keys.insert(0, "nonzero_parameters")
-    head = ["", "n", *(name.removeprefix("test/") for name in found.metrics), *(SHOWN.get(k, "nonzero") for k in keys)]
+    keys = [key for key in SHOWN if any(_tells(row.figures, key) for row in found.rows)]
+    head = ["", "n", *(name.removeprefix("test/") for name in found.metrics), *(SHOWN[key] for key in keys)]
     return head, [
         [
             row.name,
@@ -173,19 +170,22 @@ def metrics(stages: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _value(stage: Mapping[str, Any], key: str) -> Any:
+def value(stage: Mapping[str, Any], key: str) -> Any:
+    """A metric or a figure of a stage; ``latency_ms.batch_1`` is in ``latency_ms``; None where it has none."""
     if key in stage.get("metrics", {}):
         return stage["metrics"][key]
-    value: Any = stage
+    if key in stage:
+        return stage[key]
+    found: Any = stage
     for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
 
 
 def _tells(stage: Mapping[str, Any], key: str) -> bool:
     """Whether a stage has something to say in a column: zeros are a column's worth only where there are many."""
-    value = _value(stage, key)
-    return value is not None and (key != "nonzero_parameters" or value < 0.99 * stage.get("parameters", value))
+    found = value(stage, key)
+    return found is not None and (key != "nonzero_parameters" or found < 0.99 * stage.get("parameters", found))
 
 
 def _cell(key: str, value: Any, parent: Any) -> Text:

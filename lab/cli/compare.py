@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of all test metrics; may be repeated",
     )  # fmt: skip
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw metrics and training curves")
+    parser.add_argument("--frontier", type=Path, metavar="FILE", help="draw the metric against bytes and milliseconds")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write all of it as one page that needs nothing else")
     shared.add_json(parser)
 
@@ -49,6 +50,10 @@ def run(options: argparse.Namespace) -> int:
         from lab import pictures
 
         _write(options.png, pictures.png(pictures.overview(found)), options)
+    if options.frontier:
+        from lab import frontier, pictures
+
+        _write(options.frontier, pictures.png(frontier.frontier(found)), options)
     if options.html:
         from lab import page
 

@@ -44,7 +44,9 @@ class MNIST5k(LabelledData):
         tensors = _images()
         images = tensors["images"].unsqueeze(1)
         if self.size > SIDE:
-            larger = (F.interpolate(part.float(), self.size, mode="bilinear").round() for part in images.split(500))
+            larger = (
+                F.interpolate(part.float(), self.size, mode="bilinear").round() for part in torch.split(images, 500)
+            )
             images = torch.cat([part.to(torch.uint8) for part in larger])
         return Labelled(images, tensors["digits"])
 

@@ -65,7 +65,9 @@ def test_larger_images_are_the_same_digits_enlarged() -> None:
     assert large.input_shape == (1, 56, 56)
     assert torch.equal(large.train.targets, small.train.targets)
     means = torch.nn.functional.avg_pool2d(large.train.inputs.float(), 2)
-    blurred = torch.nn.functional.avg_pool2d(small.train.inputs.float(), 3, stride=1, padding=1, count_include_pad=False)
+    blurred = torch.nn.functional.avg_pool2d(
+        small.train.inputs.float(), 3, stride=1, padding=1, count_include_pad=False
+    )
     away = (means - small.train.inputs.float()).abs().mean()
     assert float(away) < float((blurred - small.train.inputs.float()).abs().mean())
 
