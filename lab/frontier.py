@@ -41,9 +41,8 @@ def frontier(found: Comparison) -> Figure:
         UserError: fewer than two rows have the metric and a cost.
     """
     metric = found.metrics[0]
-    known = [
-        cost for cost in COSTS if sum(cost in row.figures and bool(row.estimate(metric)) for row in found.rows) > 1
-    ]
+    rows = [row for row in found.rows if row.estimate(metric)]
+    known = [cost for cost in COSTS if sum(cost in row.figures for row in rows) > 1]
     if not known:
         raise UserError(f"a frontier needs two stages with {metric}, and with bytes or milliseconds")
     with pictures.styled():

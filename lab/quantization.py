@@ -35,6 +35,8 @@ STEPS = "#steps"
 """What a file calls the whole numbers of a weight, after its name."""
 FEWEST, MOST = 2, 8
 """Bits."""
+NAMED = 8
+"""How many weights an error names."""
 
 
 def plan(
@@ -71,9 +73,10 @@ def plan(
     parts = dict(network.named_modules())
     layers = [name for name in called if isinstance(parts[name], kinds) and name not in left]
     if not layers:
+        others = ", ".join(exact(network, {}, left)[:NAMED])
         raise ValueError(
             f"{type(network).__name__} calls no {'linear' if dynamic else 'linear or convolutional'} layer that is "
-            "not left alone"
+            f"not left alone{f'; it has other weights: {others}' if others else ''}"
         )
     owners: dict[int, str] = {}
     for name in layers:
@@ -89,6 +92,17 @@ def plan(
     }  # fmt: skip
     _place(wiring, parts, found, activation_bits, {name: max(activation_bits, ends) for name in outer})
     return found
+
+
+def exact(network: nn.Module, weights: Iterable[str], left: set[str]) -> list[str]:
+    """The names of matrices and kernels that stay exact, and that nobody asked to be left: of recurrent layers, say.
+
+    Args:
+        weights: names of the layers whose weights are rounded.
+        left: names of layers that are left alone.
+    """
+    passed = {*weights, *left}
+    return [n for n, p in network.named_parameters() if p.ndim > 1 and n.rpartition(".")[0] not in passed]
 
 
 def _place(wiring: Wiring, parts: Mapping[str, nn.Module], found: Plan, bits: int, outer: Mapping[str, int]) -> None:

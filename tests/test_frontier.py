@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_compare import made
 
 from lab import compare, groups
 from lab.cli import main
 from lab.frontier import frontier, unbeaten
-from tests.test_compare import made
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from annotated_types import Ge, Gt, Le
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lab import quantization, sparsity
@@ -70,6 +71,8 @@ class Quantization(Lean):
         self.bits, self.activation_bits, self.ends = bits, activation_bits, ends
         self.observer, self.percentile, self.per_channel = observer, percentile, per_channel
         self.samples, self.ignore, self.sensitivity = samples, ignore, sensitivity
+        self._exact: list[str] = []
+        """Weights that can't be rounded."""
         self._reported: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -109,7 +112,11 @@ class Quantization(Lean):
         self._reported = {
             "quantized_layers": len(plan["weights"]),
             "quantized_activations": len(plan["outputs"]) + len(plan["inputs"]),
+            "exact_weights": self._exact,
         }
+        if self._exact:
+            named = ", ".join(self._exact[: quantization.NAMED])
+            rank_zero_warn(f"quantization: these are of no linear or convolutional layer, and stay exact: {named}")
         if self.sensitivity and getattr(trainer, "datamodule", None) is not None:
             inputs = torch.cat(list(self._inputs(trainer, module, ASKED)))
             with evaluating(network):
@@ -146,6 +153,7 @@ class Quantization(Lean):
                     network, example, left, bits=self.bits, activation_bits=self.activation_bits, ends=self.ends,
                     per_channel=self.per_channel, dynamic=self.method == "dynamic",
                 )  # fmt: skip
+            self._exact = quantization.exact(network, found["weights"], left)
             quantization.insert(network, found, learned=learned)
         except ValueError as cause:
             raise UserError(f"quantization: {cause}") from cause

@@ -44,11 +44,12 @@ class MNIST5k(LabelledData):
         tensors = _images()
         images = tensors["images"].unsqueeze(1)
         if self.size > SIDE:
-            larger = (
-                F.interpolate(part.float(), self.size, mode="bilinear").round() for part in torch.split(images, 500)
-            )
-            images = torch.cat([part.to(torch.uint8) for part in larger])
+            images = torch.cat([_enlarged(part, self.size) for part in torch.split(images, 500)])
         return Labelled(images, tensors["digits"])
+
+
+def _enlarged(images: Tensor, size: int) -> Tensor:
+    return F.interpolate(images.float(), size, mode="bilinear").round().to(torch.uint8)
 
 
 def _images() -> dict[str, Tensor]:

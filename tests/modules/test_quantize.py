@@ -431,6 +431,26 @@ class TestRefused:
         with pytest.raises(UserError, match=said):
             trained(built(network, method="qat", **arguments))
 
+    def test_weights_of_other_layers_are_named(self) -> None:
+        class Rows(nn.Module):
+            """Reads an image row by row."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.rows = nn.GRU(8, 16, batch_first=True)
+                self.head = nn.Linear(16, 10)
+
+            def forward(self, inputs: Tensor) -> Tensor:
+                """``[B, 1, 8, 8]`` to ``[B, 10]``."""
+                last: Tensor = self.head(self.rows(inputs.squeeze(1))[0][:, -1])
+                return last
+
+        module = built(Rows(), method="static")
+        with pytest.warns(UserWarning, match=r"stay exact: rows\.weight_ih_l0, rows\.weight_hh_l0$"):
+            module.quantization.finish(trained(module), module)
+        with pytest.raises(ValueError, match=r"Rows calls no linear or .*other weights: rows\.weight_ih_l0"):
+            quantization.plan(Rows(), images(2), {"head"}, bits=8, activation_bits=8, ends=8)
+
     def test_without_data_to_calibrate_with(self) -> None:
         data = Digits(batch_size=128)
         data.prepare_data()
