@@ -7,7 +7,8 @@ What learns, and how fast (``{from: ...}``, timm's ``pretrained``, or a file of 
 - ``probe_epochs``: the head alone at first, then all (A. Kumar et al.: Fine-Tuning Can Distort Pretrained Features and
   Underperform Out-of-Distribution, ICLR 2022, arXiv:2202.10054).
 - ``unfreeze``: the epoch from which layers learn, by pattern; ``unfreeze_every``: one layer more, from the head down,
-  every so many epochs (J. Howard and S. Ruder: Universal Language Model Fine-Tuning, ACL 2018, arXiv:1801.06146).
+  every so many epochs (J. Howard and S. Ruder: Universal Language Model Fine-Tuning, ACL 2018, arXiv:1801.06146);
+  ``unfreeze_patience``: one layer more whenever so many epochs brought nothing.
 - ``layer_decay``, δ: a layer k below the head learns at δ^k of the optimizer's rate, the head at ``head_lr`` times it.
 
 Layers are those of :func:`layers_of`: a network's blocks, as its weights' names tell them apart.
@@ -15,6 +16,7 @@ Layers are those of :func:`layers_of`: a network's blocks, as its weights' names
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
@@ -35,6 +37,8 @@ from lab.ranges import Count, Positive, Whole, checked
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 """What optimizers and torch's schedules call a parameter group's rates."""
 SHOWN = 12
+SOME_DAY = 2**31
+"""The epoch of what waits for a plateau."""
 """How many layers an error lists."""
 
 
@@ -84,6 +88,8 @@ class Finetune(Supervised):
         unfreeze: the epoch, from 0, from which parameters learn, by patterns of their names (``body.0.*: 5``); what no
             pattern has learns from the beginning.
         unfreeze_every: epochs after which one layer more learns, from the head down; not beside ``unfreeze``.
+        unfreeze_patience: epochs without a better validation metric after which one layer more learns, from the head
+            down; beside neither.
         layer_decay: δ in (0, 1], what a layer's rate is of that of the layer above it.
         head_lr: what the head's rate is of the optimizer's.
         decay_norms: whether weight decay is also on biases, normalisations and other vectors.
@@ -108,6 +114,7 @@ class Finetune(Supervised):
         probe_epochs: Whole = 0,
         unfreeze: dict[str, Whole] | None = None,
         unfreeze_every: Count | None = None,
+        unfreeze_patience: Count | None = None,
         layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0,
         head_lr: Positive = 1.0,
         decay_norms: bool = False,
@@ -119,9 +126,9 @@ class Finetune(Supervised):
         **supervised: Any,
     ) -> None:
         super().__init__(**supervised)
-        if unfreeze and unfreeze_every:
-            raise ValueError("either unfreeze, by patterns, or unfreeze_every, layer by layer")
-        if train == "head" and (unfreeze or unfreeze_every or probe_epochs):
+        if sum(map(bool, (unfreeze, unfreeze_every, unfreeze_patience))) > 1:
+            raise ValueError("either unfreeze, by patterns, or unfreeze_every, or unfreeze_patience, layer by layer")
+        if train == "head" and (unfreeze or unfreeze_every or unfreeze_patience or probe_epochs):
             raise ValueError("with train: head nothing else ever learns: leave out what would unfreeze it")
         self.what = train
         self.layer_decay = layer_decay
@@ -134,8 +141,10 @@ class Finetune(Supervised):
         self.layers = layers_of(self.network)
         names = [name for layer in self.layers for name in layer]
         self.adapted = self._targets(targets) if train == "lora" else []
-        self.begins = self._begins(names, unfreeze or {}, unfreeze_every, probe_epochs)
+        below = SOME_DAY if unfreeze_patience else probe_epochs
+        self.begins = self._begins(names, unfreeze or {}, unfreeze_every, below)
         """The epoch from which each parameter learns; those that never do are not in it."""
+        self.patience, self.waited, self.best = unfreeze_patience, 0, -math.inf
         self._features: Tensor | None = None
 
     def setup(self, stage: str) -> None:
@@ -222,6 +231,20 @@ class Finetune(Supervised):
                 parameter.requires_grad_(name in now)
         self.train()
 
+    def on_train_epoch_end(self) -> None:
+        """Where a plateau decides, have one layer more learn from the next epoch on if this one was no better."""
+        super().on_train_epoch_end()
+        name, mode = self.monitor
+        if self.patience is None or (value := self.trainer.callback_metrics.get(name)) is None:
+            return
+        score = float(value) if mode == "max" else -float(value)
+        self.waited = 0 if score > self.best else self.waited + 1
+        self.best = max(score, self.best)
+        still = [layer for layer in self.layers if self.begins[layer[0]] == SOME_DAY]
+        if self.waited >= self.patience and still:
+            self.waited = 0
+            self.begins.update(dict.fromkeys(still[-1], self.current_epoch + 1))
+
     def on_before_optimizer_step(self, optimizer: Optimizer | LightningOptimizer) -> None:
         """Drop the gradients of what does not learn yet."""
         now = self.learning(self.current_epoch)
@@ -267,20 +290,20 @@ class Finetune(Supervised):
         return self.begins.get(name) if self.what != "lora" or name in self.layers[-1] else None
 
     def _begins(
-        self, names: Sequence[str], unfreeze: Mapping[str, int], every: int | None, probe: int
+        self, names: Sequence[str], unfreeze: Mapping[str, int], every: int | None, below: int
     ) -> dict[str, int]:
         head = set(self.layers[-1])
         if self.what == "head":
             return dict.fromkeys(head, 0)
-        begins = {name: 0 if name in head else probe for name in names}
+        begins = {name: 0 if name in head else below for name in names}
         for pattern, epoch in unfreeze.items():
             matching = [name for name in names if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
             if not matching:
                 raise ValueError(f"unfreeze: no parameter's name fits '{pattern}'; {self._listed()}")
             begins.update(dict.fromkeys(matching, epoch))
         if every is not None:
-            for below, layer in enumerate(reversed(self.layers)):
-                begins.update(dict.fromkeys(layer, below * every))
+            for depth, layer in enumerate(reversed(self.layers)):
+                begins.update(dict.fromkeys(layer, depth * every))
         return begins
 
     def _targets(self, patterns: Sequence[str] | None) -> list[str]:

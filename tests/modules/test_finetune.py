@@ -29,11 +29,11 @@ from lab.objectives.classification import Classification
 from lab.registry import callbacks
 
 
-def built(network: nn.Module | None = None, **arguments: Any) -> Finetune:
+def built(network: nn.Module | None = None, kind: type[Finetune] = Finetune, **arguments: Any) -> Finetune:
     seed_everything(0, verbose=False)
     network = network or ConvNet(10, 1, 4)
     given = {"optimizer": partial(AdamW, lr=0.01, weight_decay=0.1), **arguments}
-    return Finetune(network=network, objective=Classification(10), **given)
+    return kind(network=network, objective=Classification(10), **given)
 
 
 def trained(module: Finetune, *callbacks: Callback, data: Any = None, **arguments: Any) -> Trainer:
@@ -165,6 +165,33 @@ def test_layers_unfreeze_one_by_one_from_the_head_down() -> None:
         assert moved == set(names[: epoch + 1])
 
 
+def test_a_layer_more_learns_whenever_nothing_gets_better() -> None:
+    module = built(unfreeze_patience=2, optimizer=partial(SGD, lr=0.0), batch_norm="all")  # nothing ever gets better
+    trained(module, max_epochs=8)
+    first = {layer[0].rpartition(".")[0].removesuffix(".0"): module.begins[layer[0]] for layer in module.layers}
+    assert first == {"head": 0, "body.4": 3, "body.2": 5, "body.0": 7}
+
+
+class Scored(Finetune):
+    """Has the validation metric that it is told to have."""
+
+    monitor = ("val/score", "max")
+    scores = (0.1, 0.2, 0.3, 0.3, 0.4)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/score", self.scores[self.current_epoch])
+
+
+def test_while_it_gets_better_the_head_learns_alone() -> None:
+    history, module = History(), built(kind=Scored, unfreeze_patience=1)
+    trained(module, history, max_epochs=5)
+    for epoch in range(4):
+        assert weights_of(history.moved(epoch)) == {"head.weight", "head.bias"}
+    assert {name.partition(".0.")[0].partition(".1.")[0] for name in weights_of(history.moved(4))} == {
+        "head.weight", "head.bias", "body.4",
+    }  # fmt: skip
+
+
 def test_patterns_say_from_which_epoch_what_learns() -> None:
     history = History()
     module = built(unfreeze={"body.0": 2, "body.2.0.weight": 1})
@@ -255,6 +282,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "probe": {"train": "head"},
     "lp_ft": {"probe_epochs": 1, "layer_decay": 0.5},
     "gradual": {"unfreeze_every": 1},
+    "plateau": {"unfreeze_patience": 1},
     "lora": {"train": "lora", "rank": 2},
 }
 
@@ -263,9 +291,10 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_training_that_was_left_before_or_after_an_unfreezing_goes_on_the_same(way: str, after: int) -> None:
     callbacks.register("stopping")(Stopping)
+    slowly = {"optimizer": {"name": "sgd", "lr": 1e-5}} if way == "plateau" else {}  # it never gets better
     recipe = {
         "data": {"name": "digits", "batch_size": 128},
-        "module": {"name": "finetune", "network": {"name": "convnet", "width": 4}, **WAYS[way]},
+        "module": {"name": "finetune", "network": {"name": "convnet", "width": 4}, **WAYS[way], **slowly},
         "trainer": {"max_epochs": 3}, "logger": "csv", "callbacks": {"profile": None, "stopping": {}},
     }  # fmt: skip
     Stopping.after = 0
@@ -327,11 +356,13 @@ class Headless(nn.Module):
         (None, {"train": "lora", "targets": ("bodi",)}, r"name fits 'bodi'; there are: body.0.0, body.2.0, body.4.0"),
         (None, {"train": "lora", "rank": 0}, "greater than or equal to 1"),
         (None, {"unfreeze": {"body": 1}, "unfreeze_every": 2}, "either unfreeze, by patterns, or unfreeze_every"),
+        (None, {"unfreeze_every": 1, "unfreeze_patience": 2}, "or unfreeze_patience, layer by layer"),
+        (None, {"train": "head", "unfreeze_patience": 2}, "with train: head nothing else ever learns"),
         (None, {"train": "head", "probe_epochs": 2}, "with train: head nothing else ever learns"),
         (None, {"layer_decay": 0.0}, "greater than 0"),
         (lambda: MLP(10, (1, 8, 8), ()), {"train": "lora"}, "MLP has no layer below its head that lora could adapt"),
     ],
-    ids=["headless", "pattern", "target", "rank", "both", "nothing", "decay", "no layer"],
+    ids=["headless", "pattern", "target", "rank", "both", "two ways", "plateau", "nothing", "decay", "no layer"],
 )
 def test_what_does_not_go_together_is_an_error(network: Any, arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
