@@ -18,7 +18,7 @@ from rich.table import Table
 from lab import fit
 from lab.statistics import estimate
 
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2)
 STAGES = ("tuned", "scratch")
 
 

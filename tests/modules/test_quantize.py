@@ -369,6 +369,10 @@ class TestStages:
                 assert float(away.max()) <= 40 * float(layer.weight_scale.max())
                 assert float(away.median()) <= float(layer.weight_scale.max()) / 2
 
+    def test_a_training_that_is_left_goes_on_the_same(self, tmp_path: Path) -> None:
+        recipe(tmp_path, "method: qat, bits: 3, activation_bits: 3, ends: 3", network="convnet, width: 4")
+        assert main(["verify-resume", str(tmp_path / "r.yaml")]) == 0
+
     def test_another_technique_goes_on_from_integers(self, tmp_path: Path) -> None:
         more = "  on: {module: {name: finetune, network: {from: small}}}\n"
         run = fit(recipe(tmp_path, "bits: 4", more=more), fresh=True)
