@@ -1,7 +1,6 @@
 """Networks as files that run elsewhere: safetensors, ONNX, torch.export; checked beside the network, and timed.
 
-In ONNX a quantized network has QuantizeLinear and DequantizeLinear where numbers are rounded, and weights of 8 bits;
-ONNX Runtime computes what is between in integers. Dynamic quantization becomes DynamicQuantizeLinear and MatMulInteger.
+What a quantized network looks like in ONNX: :mod:`lab.integers`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -21,18 +20,14 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from lab import quantization
 from lab.errors import UserError
 from lab.files import replacing
+from lab.integers import OPSET, in_integers
 from lab.modes import evaluating
-from lab.quantizer import Quantizer
 
 Format = Literal["safetensors", "onnx", "torch_export"]
 SUFFIXES: Mapping[Format, str] = {"safetensors": ".safetensors", "onnx": ".onnx", "torch_export": ".pt2"}
-OPSET = 21
-"""Of ONNX: the first whose QuantizeLinear has all that is used here."""
 BATCH = "batch"
 """The name of the first dimension, of any size."""
 RUNTIMES: Mapping[Format, str] = {"onnx": "onnxruntime", "torch_export": "torch"}
@@ -203,7 +198,7 @@ def _graph(network: nn.Module, example: Tensor, path: Path, form: Format, facts:
     copied = copy.deepcopy(network).cpu().requires_grad_(False)
     example = example.cpu()
     if form == "onnx":
-        _in_integers(copied)
+        in_integers(copied)
     pair = torch.cat([example, example])  # a dimension of one is taken for a constant
     shapes = ({0: torch.export.Dim(BATCH)},)
     try:
@@ -226,7 +221,35 @@ def _graph(network: nn.Module, example: Tensor, path: Path, form: Format, facts:
             program.model.metadata_props.update(facts)
             program.save(str(path), external_data=False)
     except Exception as cause:  # whatever the exporters may raise
-        raise UserError(f"{type(network).__name__} cannot be exported to {form}: {_first_line(cause)}") from cause
+        layer = _culprit(copied, pair)
+        where = f", because of {layer}" if layer else ""
+        said = f"{type(network).__name__} cannot be exported to {form}{where}"
+        raise UserError(f"{said}: {_first_line(cause)}") from cause
+
+
+def _culprit(network: nn.Module, example: Tensor) -> str:
+    """The innermost part of a network that cannot be exported by itself, by name and class; "": none is known."""
+    given: dict[str, tuple[Any, Any]] = {}
+
+    def noted(name: str) -> Callable[..., None]:
+        return lambda part, args, kwargs: given.update({name: (args, kwargs)})
+
+    handles = [
+        part.register_forward_pre_hook(noted(name), with_kwargs=True) for name, part in network.named_modules() if name
+    ]
+    try:
+        network(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in sorted(given, key=lambda name: -name.count(".")):
+        part, (args, kwargs) = network.get_submodule(name), given[name]
+        try:
+            with _quietly():
+                torch.export.export(part, args, kwargs)
+        except Exception:  # whatever the exporter may raise
+            return f"{name} ({type(part).__name__})"
+    return ""
 
 
 def _first_line(cause: Exception) -> str:
@@ -248,98 +271,6 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _said(operator: str, inputs: Sequence[Tensor | None], like: Tensor, kind: torch.dtype, **attributes: int) -> Tensor:
-    """One ONNX operator, whose output has the shape of ``like``."""
-    made: Tensor = torch.onnx.ops.symbolic(
-        operator, inputs, {**attributes}, dtype=kind, shape=like.shape, version=OPSET
-    )
-    return made
-
-
-class _Steps(nn.Module):
-    """A quantizer as ONNX says it."""
-
-    scale: Tensor
-    zero: Tensor
-
-    def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__()
-        self.register_buffer("scale", quantizer.scale.float())
-        self.register_buffer("zero", quantizer.zero.to(torch.uint8))
-        low, high = ((bound - quantizer.zero) * quantizer.scale for bound in (quantizer.grid.low, quantizer.grid.high))
-        self.bounds = (float(low), float(high)) if quantizer.grid.bits < quantization.MOST else None
-
-    def forward(self, values: Tensor) -> Tensor:
-        if self.bounds is not None:  # the type's own bounds are wider
-            values = values.clamp(*self.bounds)
-        steps = _said("QuantizeLinear", (values, self.scale, self.zero), values, torch.uint8)
-        return _said("DequantizeLinear", (steps, self.scale, self.zero), values, torch.float32)
-
-
-class _Whole(nn.Module):
-    """A weight of whole numbers, as ONNX says it."""
-
-    steps: Tensor
-    scale: Tensor
-    zero: Tensor
-
-    def __init__(self, steps: Tensor, scale: Tensor, axis: int) -> None:
-        super().__init__()
-        self.register_buffer("steps", steps.to(torch.int8))
-        self.register_buffer("scale", scale.float())
-        self.register_buffer("zero", torch.zeros_like(scale, dtype=torch.int8))
-        self.attributes = {"axis": axis} if scale.ndim else {}
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return _said("DequantizeLinear", (self.steps, self.scale, self.zero), weight, torch.float32, **self.attributes)
-
-
-class _Dynamic(nn.Module):
-    """A linear layer whose inputs get a scale of their own, as ONNX says it."""
-
-    steps: Tensor
-    scale: Tensor
-    bias: Tensor | None
-
-    def __init__(self, steps: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.register_buffer("steps", steps.to(torch.int8).t().contiguous())
-        self.register_buffer("scale", scale.float())
-        self.register_buffer("bias", bias)
-
-    def forward(self, values: Tensor) -> Tensor:
-        steps, scale, zero = torch.onnx.ops.symbolic_multi_out(
-            "DynamicQuantizeLinear", (values,), {}, dtypes=(torch.uint8, torch.float32, torch.uint8),
-            shapes=(values.shape, (), ()), version=OPSET,
-        )  # fmt: skip
-        like = values[..., :1].expand(*values.shape[:-1], self.steps.shape[1])
-        sums = _said("MatMulInteger", (steps, self.steps, zero), like, torch.int32)
-        made = sums.float() * (scale * self.scale)
-        return made if self.bias is None else made + self.bias
-
-
-def _in_integers(network: nn.Module) -> None:
-    """Have a quantized network say what it does to an ONNX exporter."""
-    plan: Mapping[str, Any] = getattr(network, "quantization", {})
-    dynamic = bool(plan.get("dynamic")) and set(plan["inputs"].values()) == {8}
-    for name, bits in plan.get("weights", {}).items():
-        layer = network.get_submodule(name)
-        found = quantization.steps_of(layer, bits, layer.get_parameter("weight"))
-        if found is None:
-            continue
-        scale = layer.get_buffer("weight_scale")
-        if dynamic:
-            bias = None if layer.bias is None else layer.get_parameter("bias").detach()
-            network.set_submodule(name, _Dynamic(found, scale, bias))
-        else:
-            part = _Whole(found, scale, quantization.axis_of(layer))
-            parametrize.register_parametrization(layer, "weight", part, unsafe=True)
-    if not plan.get("dynamic"):
-        for name, quantizer in list(quantization.quantizers(network)):
-            owner, _, what = name.rpartition(" ")
-            network.get_submodule(owner).add_module(f"{what}_quantizer", _Steps(quantizer))
 
 
 def _session(path: Path) -> Runner:

@@ -175,6 +175,13 @@ def test_what_cannot_be_exported_is_named_and_an_older_file_stays(tmp_path: Path
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("form", ["onnx", "torch_export"])
+def test_the_layer_that_cannot_be_exported_is_named(tmp_path: Path, form: deployment.Format) -> None:
+    network = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.ReLU(), Unsayable()), nn.Linear(6, 2))
+    with pytest.raises(UserError, match=rf"Sequential cannot be exported to {form}, because of 1\.1 \(Unsayable\): "):
+        deployment.export(network, torch.randn(1, 6), tmp_path / "n", form)
+
+
 @pytest.mark.parametrize("name", ["n.onnx", "n.pt2", "n.bin"])
 def test_a_file_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"nothing")
