@@ -77,7 +77,7 @@ class TestGrids:
         inside = (values >= -scale * (zero - part.grid.low)) & (values <= scale * (part.grid.high - zero))
         assert float((once - values)[inside].abs().max()) <= float(scale) / 2 * (1 + 1e-5)
 
-    @pytest.mark.parametrize("low", [-2.0, 0.0, 0.5])
+    @pytest.mark.parametrize("low", [-2.0, -1.2345, 0.0, 0.5])
     def test_a_range_reaches_zero(self, low: float) -> None:
         scale, zero = grid_of(torch.tensor(low), torch.tensor(3.0), Grid(8, signed=False))
         assert float((0 - zero) * scale) <= min(low, 0) + float(scale)
