@@ -24,6 +24,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from lab import sharing
+from lab.distributed import summed
 from lab.folding import fold, instead
 from lab.quantizer import Grid, Observer, Quantizer, Seen, grid_of, weight_range
 from lab.wiring import PASSING, RECTIFYING, Wiring
@@ -249,6 +250,43 @@ def _pass(network: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> None:
             network(inputs)
     if not any_:
         raise ValueError("calibration needs samples, and the data gave none")
+
+
+@torch.no_grad()
+def correct(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Shift biases by as much as the rounding of weights shifts the means of the layers' outputs, channel by channel.
+
+    M. Nagel et al.: Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019,
+    arXiv:1906.04721, section 4.2, with means over samples. Layers without a bias are left as they are.
+
+    Args:
+        network: calibrated, in evaluation mode.
+        batches: inputs, ``[B, ...]`` each, of this process; means are those of all.
+    """
+    sums: dict[nn.Module, Tensor] = {}
+    counts: dict[nn.Module, int] = {}
+
+    def compare(layer: nn.Module, args: tuple[Tensor, ...], made: Tensor) -> None:
+        quantizer: Quantizer = layer.parametrizations["weight"][0]  # type: ignore[index, assignment]
+        outputs = []
+        for quantizer.enabled in (False, True):
+            outputs.append(type(layer).forward(layer, *args))  # on the inputs as they are rounded
+        away = (outputs[0] - outputs[1]).double().movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1)
+        sums[layer] = sums.get(layer, torch.zeros_like(away[:, 0])) + away.sum(1)
+        counts[layer] = counts.get(layer, 0) + away.shape[1]
+
+    layers = [network.get_submodule(name) for name in network.quantization["weights"]]  # type: ignore[index]
+    handles = [layer.register_forward_hook(compare, prepend=True) for layer in layers if layer.bias is not None]
+    try:
+        for inputs in batches:
+            network(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer, total in sums.items():
+        shift, count = summed(total, counts[layer])
+        bias = layer.get_parameter("bias")
+        bias.add_((shift / count).to(bias.dtype))
 
 
 @contextmanager

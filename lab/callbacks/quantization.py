@@ -47,6 +47,8 @@ class Quantization(Lean):
             one with the least squared error (``mse``).
         percentile: of the values that are within, for that observer.
         per_channel: whether each output channel of a weight has its own scale.
+        bias_correction: whether biases make up for the shift of outputs' means by rounded weights, where the rounding
+            is not trained.
         samples: of the training data, to calibrate with.
         ignore: patterns of the names of layers to leave alone.
         sensitivity: whether to measure what each rounding alone costs.
@@ -63,6 +65,7 @@ class Quantization(Lean):
         observer: Observer = "mse",
         percentile: Percentile = 99.99,
         per_channel: bool = True,
+        bias_correction: bool = True,
         samples: Count = 512,
         ignore: tuple[str, ...] = (),
         sensitivity: bool = True,
@@ -70,6 +73,7 @@ class Quantization(Lean):
         self.method = method
         self.bits, self.activation_bits, self.ends = bits, activation_bits, ends
         self.observer, self.percentile, self.per_channel = observer, percentile, per_channel
+        self.bias_correction = bias_correction
         self.samples, self.ignore, self.sensitivity = samples, ignore, sensitivity
         self._exact: list[str] = []
         """Weights that can't be rounded."""
@@ -165,6 +169,8 @@ class Quantization(Lean):
                 quantization.calibrate(
                     network, lambda: self._inputs(trainer, module, self.samples), self.observer, self.percentile
                 )
+                if self.bias_correction and self.method != "qat":
+                    quantization.correct(network, self._inputs(trainer, module, self.samples))
         except ValueError as cause:
             raise UserError(f"quantization: {cause}") from cause
 

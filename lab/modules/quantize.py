@@ -27,6 +27,8 @@ class Quantize(Supervised):
         observer: which range the scales cover: ``minmax``, ``percentile`` or ``mse``.
         percentile: of the values that are within, for that observer.
         per_channel: whether each output channel of a weight has its own scale.
+        bias_correction: whether biases make up for the shift of outputs' means by rounded weights, where the rounding
+            is not trained.
         samples: of the training data, to calibrate with.
         ignore: patterns of the names of layers to leave alone.
         sensitivity: whether to measure what each rounding alone costs.
@@ -43,6 +45,7 @@ class Quantize(Supervised):
         observer: Observer = "mse",
         percentile: Percentile = 99.99,
         per_channel: bool = True,
+        bias_correction: bool = True,
         samples: Count = 512,
         ignore: tuple[str, ...] = (),
         sensitivity: bool = True,
@@ -52,7 +55,8 @@ class Quantize(Supervised):
         self.method = method
         self.quantization = Quantization(
             method, bits=bits, activation_bits=activation_bits, ends=ends, observer=observer, percentile=percentile,
-            per_channel=per_channel, samples=samples, ignore=ignore, sensitivity=sensitivity,
+            per_channel=per_channel, bias_correction=bias_correction, samples=samples, ignore=ignore,
+            sensitivity=sensitivity,
         )  # fmt: skip
 
     def setup(self, stage: str) -> None:
