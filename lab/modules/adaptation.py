@@ -129,6 +129,8 @@ class Adaptation(Supervised):
         self.oracle = oracle
         self.width = width_of(self.network, input_shape)
         """F, the features of a sample."""
+        self.classes = self.objective.num_classes
+        """K, its classes."""
         self.val_metrics = self.objective.metrics().clone(prefix="val/source_")
         self.history: dict[str, list[float]] = {}
         """What each validator and the oracle said, validation by validation."""
@@ -294,10 +296,9 @@ class Adaptation(Supervised):
 
     def _validated(self) -> dict[str, Tensor]:
         """The validators of all processes' answers, in the order of the samples; none where there were no answers."""
-        width = self.objective.num_classes  # type: ignore[attr-defined]  # a classification
         index = torch.cat([torch.zeros(0, dtype=torch.int64, device=self.device), *(part[0] for part in self._seen)])
         parts = [part[1] for part in self._seen]
-        answers = torch.cat(parts) if parts else torch.zeros(0, width, device=self.device, dtype=self._precision)
+        answers = torch.cat(parts) if parts else torch.zeros(0, self.classes, device=self.device, dtype=self._precision)
         self._seen = []
         index, answers = gathered(index), gathered(answers)
         if len(answers) < 2:
