@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lab.batch import UNLABELLED, Labelled, SourceTarget
 from lab.datamodules.labelled import LabelledData
-from lab.datamodules.loader import Loader, Positioned
+from lab.datamodules.loader import Loader, Positioned, seeded
 from lab.errors import UserError
 from lab.ranges import Count, checked
 from lab.transforms import Augmentation, hashed
@@ -151,8 +151,10 @@ class Domains(LightningDataModule):
         """Set both up, and see that a network for one is a network for the other.
 
         Raises:
+            UserError: the module learns from other batches.
             ValueError: they differ in shape or classes; one has nothing to learn from.
         """
+        self._fits()
         self.source.setup(stage)
         self.target.setup(stage)
         if self._ready:
@@ -166,28 +168,27 @@ class Domains(LightningDataModule):
                 f"the target, {type(self.target).__name__}, has no labelled samples to test on: "
                 "test metrics are left out"
             )
+        self._target_train, self._target_val = self._held_out()
         self._ready = True
 
     def train_dataloader(self) -> Positioned[Any]:
         """Batches of both domains, or labelled ones of the one that is trained on.
 
         Raises:
-            UserError: the module learns from other batches.
             ValueError: no sample of the domain whose labels are learnt has one.
         """
-        self._fits()
         if self.train_on == "source":
-            return self._training(self.source, labelled=True)
+            return self._training("source", labelled=True)
         if self.train_on == "target":
-            return self._training(self.target, labelled=True)
-        return Pairs(self._training(self.source, labelled=True), self._training(self.target, labelled=False))
+            return self._training("target", labelled=True)
+        return Pairs(self._training("source", labelled=True), self._training("target", labelled=False))
 
     def val_dataloader(self) -> Positioned[Any] | list[Any]:
         """The validation samples of both domains, in order, or of the one that is trained on."""
         if self.train_on == "both":
             source, target = (
                 self._judging(self.source.val, "source"),
-                self._judging(_withheld(self.target.val), "target"),
+                self._judging(_withheld(self._target_val), "target"),
             )
             return Pairs(source, target) if source or target else []
         data: LabelledData = getattr(self, self.train_on)
@@ -210,7 +211,7 @@ class Domains(LightningDataModule):
 
     def target_inputs(self) -> Loader:
         """The target's training samples as they are, without labels, in order."""
-        found = self._judging(_withheld(self.target.train), "target")
+        found = self._judging(_withheld(self._target_train), "target")
         assert found is not None
         return found
 
@@ -235,6 +236,18 @@ class Domains(LightningDataModule):
         """SHA-256 of the two fingerprints, in hexadecimal."""
         return hashlib.sha256(f"{self.source.fingerprint()} {self.target.fingerprint()}".encode()).hexdigest()
 
+    def _held_out(self) -> tuple[Labelled, Labelled]:
+        """The target's training and validation samples: where no label made it cut the latter, some without one."""
+        train, val, part = self.target.train, self.target.val, self.target.val_fraction
+        free = (~train.labelled).nonzero().squeeze(1)
+        if len(val) or not part or len(free) < 2:
+            return train, val
+        order = torch.randperm(len(free), generator=seeded("validation", self.target.split_seed))
+        chosen = free[order[: min(max(round(part * len(free)), 1), len(free) - 1)]]
+        left = torch.ones(len(train), dtype=torch.bool)
+        left[chosen] = False
+        return train[left.nonzero().squeeze(1)], train[chosen.sort().values]
+
     def _compare(self) -> None:
         source, target = self.source, self.target
         names = f"the source, {type(source).__name__}, ", f"the target, {type(target).__name__}, "
@@ -252,7 +265,11 @@ class Domains(LightningDataModule):
         ours, theirs = source.classes, target.classes
         if ours is not None and theirs is not None and ours != theirs:
             only = [_some(set(one) - set(other)) for one, other in ((ours, theirs), (theirs, ours))]
-            differ = f"only the source has {only[0]}, only the target {only[1]}" if any(only) else "their order differs"
+            differ = (
+                f"only the source has {only[0]}, only the target {only[1]}"
+                if set(ours) != set(theirs)
+                else "their order differs"
+            )
             raise ValueError(f"{names[0]}and {names[1]}have other classes: {differ}")
         if source.num_classes != target.num_classes:
             raise ValueError(f"{names[0]}has {source.num_classes} classes, {names[1]}{target.num_classes}")
@@ -267,23 +284,24 @@ class Domains(LightningDataModule):
                 + f" gives them, not train_on: {self.train_on}"
             )
 
-    def _training(self, data: LabelledData, *, labelled: bool) -> Loader:
-        which = "source" if data is self.source else "target"
-        known = data.train.labelled.nonzero().squeeze(1)
+    def _training(self, which: Literal["source", "target"], *, labelled: bool) -> Loader:
+        data: LabelledData = getattr(self, which)
+        samples = self.source.train if which == "source" else self._target_train
+        known = samples.labelled.nonzero().squeeze(1)
         if labelled and not len(known):
-            raise ValueError(f"none of the {len(data.train)} training samples of the {which} has a label")
+            raise ValueError(f"none of the {len(samples)} training samples of the {which} has a label")
         overfitting = getattr(self.trainer, "overfit_batches", 0) > 0  # on the same batches, every epoch
         # Data with the same seed would come in the same order, each image beside the one that it was made of.
         seed = data.seed if which == "source" else hashed("target", data.seed) >> 1
         classes = data.num_classes if data.objective == "classification" else None
         return self._loader(
-            data.train if labelled else _withheld(data.train),
+            samples if labelled else _withheld(samples),
             which,
             self.batch_size,
             shuffle=not overfitting,
             seed=seed,
-            among=known if labelled and len(known) < len(data.train) else None,
-            length=max(len(self.source.train), len(self.target.train)),
+            among=known if labelled and len(known) < len(samples) else None,
+            length=max(len(self.source.train), len(self._target_train)),
             drop_last=self.source.drop_last or self.target.drop_last,
             augmentation=Augmentation(data.transforms, seed, classes) if data.transforms else None,
         )

@@ -13,6 +13,7 @@ authors' code, nor through w, where they let one through.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class CDAN(DANN):
         if self.features_map is None or self.answers_map is None:
             return multilinear(view.features, probabilities)
         randomized: Tensor = (view.features @ self.features_map) * (probabilities @ self.answers_map)
-        return randomized / randomized.shape[1] ** 0.5
+        return randomized / math.sqrt(randomized.shape[1])
 
     def weights(self, source: View, target: View) -> Tensor | None:
         """w of both domains, ``[2B]``, where samples count by it."""
