@@ -207,12 +207,16 @@ class Adaptation(Supervised):
             )
 
     def on_train_start(self) -> None:
-        """See how many steps λ has to rise, and how far apart the domains are before."""
+        """See how many steps λ has to rise."""
         steps, _ = self.schedule_steps()
         if not 0 < steps < math.inf:
             raise UserError("λ rises over the steps of the training: say trainer.max_epochs or trainer.max_steps")
         self.total_steps = steps
-        self._compare("before")
+
+    def on_train_epoch_start(self) -> None:
+        """See how far apart the domains are before the first step: a training that goes on knows it from then."""
+        if not self.trainer.global_step:
+            self._compare("before")
 
     def on_validation_epoch_start(self) -> None:
         """Begin without answers."""
