@@ -10,7 +10,9 @@ and Ganin's schedule over the part p of *all* steps of the training that are don
 
     λ(p) = ``strength`` · (2 / (1 + e^(−``gamma``·p)) − 1)
 
-Batch normalisation sees both halves at once: its statistics, in a step and running, are those of the mixture.
+Batch normalisation, in that one pass, normalises each half by its own statistics, and its running ones, by which the
+network answers later, are the target's (``batch_norm: separate``); or both by those of the mixture (``mixed``), as
+where two batches are simply put end to end. A domain that is darker than the other is then lighter than the mean.
 
 No label of the target is in any batch that this module trains or validates on. The weights that are kept are chosen
 by one of :mod:`lab.validators`, asked on the target's validation inputs, or by the source's own labels (``validator``).
@@ -23,12 +25,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lab import validators
 from lab.batch import Labelled, SourceTarget
@@ -85,6 +89,34 @@ def correlations(one: Sequence[float], other: Sequence[float]) -> dict[str, floa
     }
 
 
+@contextmanager
+def separated(network: nn.Module, size: int) -> Iterator[None]:
+    """Has batch normalisations that train normalise the first ``size`` samples and the others by their own statistics.
+
+    The running statistics follow the others.
+    """
+    parts = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.training]
+    for part in parts:
+        part.forward = partial(_apart, part, size)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.forward
+
+
+def _apart(part: _BatchNorm, size: int, inputs: Tensor) -> Tensor:
+    momentum = part.momentum
+    part.momentum = 0.0  # what is running stays
+    try:
+        first = type(part).forward(part, inputs[:size])
+    finally:
+        part.momentum = momentum
+    if part.num_batches_tracked is not None:
+        part.num_batches_tracked.sub_(1)
+    return torch.cat([first, type(part).forward(part, inputs[size:])])
+
+
 class Adaptation(Supervised):
     """Learns from a source's labels to be right on a target that has none.
 
@@ -94,6 +126,7 @@ class Adaptation(Supervised):
         strength: the largest λ.
         gamma: how soon λ rises.
         entropy_weight: w in the equation above.
+        batch_norm: by which statistics batch normalisation goes in training: each domain's, or the mixture's.
         oracle: whether to ask once an epoch, for the report alone, how right the network is on the target's test
             samples.
         input_shape: of one sample; the data's.
@@ -113,6 +146,7 @@ class Adaptation(Supervised):
         strength: NonNegative = 1.0,
         gamma: Positive = 10.0,
         entropy_weight: NonNegative = 0.0,
+        batch_norm: Literal["separate", "mixed"] = "separate",
         oracle: bool = True,
         input_shape: tuple[int, ...] | None = None,
         **supervised: Any,
@@ -126,6 +160,7 @@ class Adaptation(Supervised):
         self.strength = strength
         self.gamma = gamma
         self.entropy_weight = entropy_weight
+        self.batch_norm = batch_norm
         self.oracle = oracle
         self.width = width_of(self.network, input_shape)
         """F, the features of a sample."""
@@ -160,8 +195,9 @@ class Adaptation(Supervised):
     def views(self, batch: SourceTarget) -> tuple[View, View]:
         """Both domains in one pass through the network."""
         size = len(batch.source)
-        features = self.features(torch.cat([batch.source.inputs, batch.target.inputs]))  # (2B, F)
-        logits = self.head(features)  # (2B, K)
+        with separated(self.network, size) if self.batch_norm == "separate" else nullcontext():
+            features = self.features(torch.cat([batch.source.inputs, batch.target.inputs]))  # (2B, F)
+            logits = self.head(features)  # (2B, K)
         return View(features[:size], logits[:size]), View(features[size:], logits[size:])
 
     def features(self, inputs: Tensor) -> Tensor:
@@ -208,10 +244,9 @@ class Adaptation(Supervised):
 
     def on_train_start(self) -> None:
         """See how many steps λ has to rise."""
-        steps, _ = self.schedule_steps()
-        if not 0 < steps < math.inf:
+        if math.isinf(self.trainer.estimated_stepping_batches):
             raise UserError("λ rises over the steps of the training: say trainer.max_epochs or trainer.max_steps")
-        self.total_steps = steps
+        self.total_steps, _ = self.schedule_steps()
 
     def on_train_epoch_start(self) -> None:
         """See how far apart the domains are before the first step: a training that goes on knows it from then."""
