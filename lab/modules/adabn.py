@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lab.distributed import summed
 from lab.modes import evaluating
-from lab.modules.adaptation import Adaptation, View
+from lab.modules.adaptation import STATISTICS, Adaptation, View
 from lab.modules.supervised import Terms
 from lab.ranges import checked
 
@@ -33,23 +33,14 @@ class AdaBN(Adaptation):
         ValueError: the network has no batch normalisation with running statistics.
     """
 
-    unsaved: ClassVar[tuple[str, ...]] = ("_aside",)
-
     @checked
     def __init__(self, **adaptation: Any) -> None:
-        super().__init__(**adaptation)
+        super().__init__(strength=0.0, gamma=1.0, entropy_weight=0.0, batch_norm="separate", **adaptation)
         if not self.normalisations:
             raise ValueError(
                 f"{type(self.network).__name__} has no batch normalisation, whose statistics adabn adapts: "
                 "convnet, resnet and most of timm's have"
             )
-        self._aside: dict[str, Tensor] = {}
-
-    @property
-    def normalisations(self) -> dict[str, _BatchNorm]:
-        """The network's batch normalisations that keep running statistics, by name."""
-        parts = self.network.named_modules()
-        return {name: part for name, part in parts if isinstance(part, _BatchNorm) and part.track_running_stats}
 
     def alignment(self, source: View, target: View) -> Terms:
         """Nothing: it is training on the source."""
@@ -64,22 +55,24 @@ class AdaBN(Adaptation):
     def on_validation_epoch_start(self) -> None:
         """Put the source's statistics aside, and take the target's."""
         super().on_validation_epoch_start()
-        self._aside = {name: tensor.clone() for name, tensor in self._statistics().items()}
-        self.adapt()
+        self._take()
 
     def on_validation_epoch_end(self) -> None:
         """Put the source's back."""
         super().on_validation_epoch_end()
-        with torch.no_grad():
-            for name, tensor in self._statistics().items():
-                tensor.copy_(self._aside[name])
-        self._aside = {}
+        for kept, running in self._both():
+            running.copy_(kept)
 
     def finish(self) -> None:
         """Take the target's statistics, with the weights that are kept."""
         with self._on_device():
-            self.adapt()
+            self._take()
         super().finish()
+
+    def _take(self) -> None:
+        for kept, running in self._both():
+            kept.copy_(running)
+        self.adapt()
 
     @torch.no_grad()
     def adapt(self) -> None:
@@ -118,12 +111,11 @@ class AdaBN(Adaptation):
         variance = (total[1] / number - mean.square()).clamp(min=0) * number / max(number - 1, 1)
         return mean, variance
 
-    def _statistics(self) -> dict[str, Tensor]:
-        return {
-            f"{name}.{which}": getattr(part, which)
-            for name, part in self.normalisations.items()
-            for which in ("running_mean", "running_var")
-        }
+    def _both(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The source's statistics, and the network's own, of each layer."""
+        for number, part in enumerate(self.normalisations.values()):
+            for which in STATISTICS:
+                yield getattr(self, f"source_{which}_{number}"), getattr(part, which)
 
 
 @contextmanager

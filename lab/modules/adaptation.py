@@ -10,9 +10,10 @@ and Ganin's schedule over the part p of *all* steps of the training that are don
 
     λ(p) = ``strength`` · (2 / (1 + e^(−``gamma``·p)) − 1)
 
-Batch normalisation, in that one pass, normalises each half by its own statistics, and its running ones, by which the
-network answers later, are the target's (``batch_norm: separate``); or both by those of the mixture (``mixed``), as
-where two batches are simply put end to end. A domain that is darker than the other is then lighter than the mean.
+Batch normalisation, in that one pass, normalises each half by its own statistics (``batch_norm: separate``). Both have
+running ones: the target's are the network's, by which it answers later; the source's are kept here, and serve where
+source samples are validated or compared. Or it normalises both by those of the mixture (``mixed``), as where two
+batches are simply put end to end: what is darker in one domain is then darker than the mean.
 
 No label of the target is in any batch that this module trains or validates on. The weights that are kept are chosen
 by one of :mod:`lab.validators`, asked on the target's validation inputs, or by the source's own labels (``validator``).
@@ -25,7 +26,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -56,6 +57,8 @@ MONITORS: Mapping[str, tuple[str, str]] = {
 """The metric that each validator is, and whether the most or the least of it is best."""
 ORACLE = "oracle/target_accuracy"
 """The metric that target labels give, once an epoch."""
+STATISTICS = ("running_mean", "running_var")
+"""What batch normalisation keeps of what it has seen."""
 DRAWN = 500
 """How many samples of each domain a picture of features shows."""
 
@@ -87,34 +90,6 @@ def correlations(one: Sequence[float], other: Sequence[float]) -> dict[str, floa
         "pearson": round(float(pearsonr(one, other)[0]), 6),
         "spearman": round(float(spearmanr(one, other)[0]), 6),
     }
-
-
-@contextmanager
-def separated(network: nn.Module, size: int) -> Iterator[None]:
-    """Has batch normalisations that train normalise the first ``size`` samples and the others by their own statistics.
-
-    The running statistics follow the others.
-    """
-    parts = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.training]
-    for part in parts:
-        part.forward = partial(_apart, part, size)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for part in parts:
-            del part.forward
-
-
-def _apart(part: _BatchNorm, size: int, inputs: Tensor) -> Tensor:
-    momentum = part.momentum
-    part.momentum = 0.0  # what is running stays
-    try:
-        first = type(part).forward(part, inputs[:size])
-    finally:
-        part.momentum = momentum
-    if part.num_batches_tracked is not None:
-        part.num_batches_tracked.sub_(1)
-    return torch.cat([first, type(part).forward(part, inputs[size:])])
 
 
 class Adaptation(Supervised):
@@ -167,6 +142,9 @@ class Adaptation(Supervised):
         self.classes = self.objective.num_classes
         """K, its classes."""
         self.val_metrics = self.objective.metrics().clone(prefix="val/source_")
+        for number, part in enumerate(self.normalisations.values()):
+            for which in STATISTICS:
+                self.register_buffer(f"source_{which}_{number}", getattr(part, which).clone())
         self.history: dict[str, list[float]] = {}
         """What each validator and the oracle said, validation by validation."""
         self.total_steps = 0
@@ -195,7 +173,7 @@ class Adaptation(Supervised):
     def views(self, batch: SourceTarget) -> tuple[View, View]:
         """Both domains in one pass through the network."""
         size = len(batch.source)
-        with separated(self.network, size) if self.batch_norm == "separate" else nullcontext():
+        with self._apart(size):
             features = self.features(torch.cat([batch.source.inputs, batch.target.inputs]))  # (2B, F)
             logits = self.head(features)  # (2B, K)
         return View(features[:size], logits[:size]), View(features[size:], logits[size:])
@@ -225,7 +203,8 @@ class Adaptation(Supervised):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add the source's half to ``val/source_…``; keep the answers to the target's inputs."""
         if len(batch.source):
-            self._judge(batch.source, "val", self.val_metrics)
+            with self.as_source():
+                self._judge(batch.source, "val", self.val_metrics)
         if len(batch.target):
             self._keep(batch.target)
 
@@ -322,6 +301,56 @@ class Adaptation(Supervised):
         return drawn
 
     @property
+    def normalisations(self) -> dict[str, _BatchNorm]:
+        """The network's batch normalisations whose running statistics differ by domain, by name."""
+        if self.batch_norm == "mixed":
+            return {}
+        parts = self.network.named_modules()
+        return {name: part for name, part in parts if isinstance(part, _BatchNorm) and part.track_running_stats}
+
+    @contextmanager
+    def as_source(self) -> Iterator[None]:
+        """Has the network's running statistics be the source's for a while."""
+        parts = list(enumerate(self.normalisations.values()))
+        for number, part in parts:
+            self._swap(part, number)
+        try:
+            yield
+        finally:
+            for number, part in parts:
+                self._swap(part, number)
+
+    def _swap(self, part: _BatchNorm, number: int) -> None:
+        """Exchange a layer's running statistics for those that are kept."""
+        for which in STATISTICS:
+            kept, running = getattr(self, f"source_{which}_{number}"), getattr(part, which)
+            setattr(self, f"source_{which}_{number}", running)
+            setattr(part, which, kept)
+
+    @contextmanager
+    def _apart(self, size: int) -> Iterator[None]:
+        """Has layers that train normalise the first ``size`` samples, the source's, and the others by their own."""
+        parts = [(number, part) for number, part in enumerate(self.normalisations.values()) if part.training]
+        for number, part in parts:
+            part.forward = partial(self._in_halves, part, number, size)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for _, part in parts:
+                del part.forward
+
+    def _in_halves(self, part: _BatchNorm, number: int, size: int, inputs: Tensor) -> Tensor:
+        forward = type(part).forward
+        self._swap(part, number)
+        try:
+            source = forward(part, inputs[:size])
+        finally:
+            self._swap(part, number)
+        if part.num_batches_tracked is not None:  # one batch of each
+            part.num_batches_tracked.sub_(1)
+        return torch.cat([source, forward(part, inputs[size:])])
+
+    @property
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
 
@@ -369,9 +398,11 @@ class Adaptation(Supervised):
             loader = data.val_dataloader()
         with evaluating(self.network), self.trainer.precision_plugin.forward_context():
             for batch in loader:
-                for part, features in zip((batch.source, batch.target), found, strict=True):
-                    if len(part):
-                        features.append(self.features(self._moved(part).inputs))
+                if len(batch.source):
+                    with self.as_source():
+                        found[0].append(self.features(self._moved(batch.source).inputs))
+                if len(batch.target):
+                    found[1].append(self.features(self._moved(batch.target).inputs))
         nothing = torch.zeros(0, self.width, device=self.device, dtype=self._precision)
         source, target = (gathered(torch.cat([nothing, *features])).float() for features in found)
         if min(len(source), len(target)) < 2:

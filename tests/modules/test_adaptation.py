@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import signal
@@ -22,7 +23,7 @@ from lab import fit, load_recipe, stages
 from lab.batch import Labelled, SourceTarget
 from lab.datamodules.mnist_digits import MNISTDigits
 from lab.modules.adabn import AdaBN
-from lab.modules.adaptation import Adaptation, View, ramp, separated
+from lab.modules.adaptation import Adaptation, View, ramp
 from lab.modules.cdan import CDAN, multilinear, sureness
 from lab.modules.coral import CORAL, coral_loss, covariance
 from lab.modules.dann import DANN
@@ -194,35 +195,42 @@ def test_entropy_conditioning_weighs_the_domain_loss() -> None:
 # Batch normalisation
 
 
-def test_separated_halves_are_normalised_by_their_own_statistics_and_the_targets_run() -> None:
-    layer = nn.BatchNorm2d(3)
-    reference = nn.BatchNorm2d(3)
-    source, target = (torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(n)) * n for n in (5, 2))
-    with separated(nn.Sequential(layer), 5):
-        found = layer(torch.cat([source, target]))
-    own = [(x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
-           for x in (source, target)]  # fmt: skip
-    torch.testing.assert_close(found, torch.cat(own))
-    reference(target)
-    assert all(torch.equal(a, b) for a, b in zip(layer.buffers(), reference.buffers(), strict=True))
-    mixed = layer(torch.cat([source, target]))
-    assert not torch.allclose(mixed, found)
+def halves(seed: int = 0) -> SourceTarget:
+    """A dark domain and a bright one."""
+    inputs = torch.rand(2, 8, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    labels = torch.zeros(8, dtype=torch.int64)
+    return SourceTarget(Labelled(inputs[0], labels), Labelled(5 * inputs[1], labels))
+
+
+def test_each_half_is_normalised_by_its_own_statistics_and_each_domain_has_running_ones() -> None:
+    module = built(DANN, ConvNet(10, 1, 4))
+    plain = {which: copy.deepcopy(module.network) for which in ("source", "target")}
+    for seed in range(3):
+        batch = halves(seed)
+        found = dict(zip(plain, module.views(batch), strict=True))
+        for which, network in plain.items():
+            torch.testing.assert_close(found[which].features, network.features(getattr(batch, which).inputs))
+    for name, value in module.network.state_dict().items():
+        torch.testing.assert_close(value, plain["target"].state_dict()[name])
+    module.eval(), plain["source"].eval()
+    inputs = halves(9).source.inputs
+    with module.as_source():
+        torch.testing.assert_close(module.features(inputs), plain["source"].features(inputs))
+    assert not torch.allclose(module.features(inputs), plain["source"].features(inputs))
+    assert not [part for part in module.network.modules() if "forward" in vars(part)]
 
 
 def test_layers_that_do_not_train_are_left_alone() -> None:
-    layer = nn.BatchNorm1d(2).eval()
-    x = torch.rand(6, 2)
-    with separated(nn.Sequential(layer), 3):
-        assert torch.equal(layer(x), layer(x[:, :]))
-    assert "forward" not in vars(layer)
+    module = built(DANN, ConvNet(10, 1, 4)).eval()
+    batch = halves()
+    source, _ = module.views(batch)
+    torch.testing.assert_close(source.features, module.features(batch.source.inputs))
 
 
 @pytest.mark.parametrize("policy", ["separate", "mixed"])
 def test_a_step_normalises_as_it_was_told(policy: str) -> None:
     module = built(DANN, ConvNet(10, 1, 4), batch_norm=policy)
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.rand(2, 8, 1, 8, 8, generator=generator) * torch.tensor([1.0, 5.0]).reshape(2, 1, 1, 1, 1)
-    batch = SourceTarget(*(Labelled(one, torch.zeros(8, dtype=torch.int64)) for one in inputs))
+    batch = halves()
     source, _ = module.views(batch)
     alone = module.network.features(batch.source.inputs)
     assert torch.allclose(source.features, alone, atol=1e-6) == (policy == "separate")
