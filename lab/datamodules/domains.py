@@ -54,7 +54,6 @@ class Pairs(Positioned[SourceTarget]):
         given = [part for part in self.parts if part is not None]
         if not given:
             raise ValueError("neither domain has a batch")
-        self._nothing = given[0].reader
         self._steps = max(map(len, given))
 
     def __len__(self) -> int:
@@ -63,10 +62,7 @@ class Pairs(Positioned[SourceTarget]):
     def _serve(self, epoch: int, first: int) -> Iterator[SourceTarget]:
         served = [iter(()) if p is None or first >= len(p) else p._serve(epoch, first) for p in self.parts]
         for source, target in zip_longest(*served):
-            yield SourceTarget(self._or_empty(source), self._or_empty(target))
-
-    def _or_empty(self, batch: Labelled | None) -> Labelled:
-        return self._nothing.select(torch.arange(0)) if batch is None else batch
+            yield SourceTarget(target[:0] if source is None else source, source[:0] if target is None else target)
 
 
 class Domains(LightningDataModule):

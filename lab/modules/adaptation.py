@@ -197,7 +197,7 @@ class Adaptation(Supervised):
         if self.entropy_weight:
             parts["target_entropy"] = mean_of_all(validators.entropies(target.logits.softmax(1)))
             total = total + level * self.entropy_weight * parts["target_entropy"]
-        self._watch(Terms(total, **parts, **{"lambda": torch.tensor(level)}))
+        self._watch(Terms(total, **parts, **{"lambda": total.new_tensor(level)}))
         return total
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -268,9 +268,9 @@ class Adaptation(Supervised):
 
     def results(self) -> dict[str, Any]:
         """What chose the weights, what target labels were used for, and how the validators followed the oracle."""
-        chosen = ORACLE if self._by_labels() else self.monitor[0]
+        choosing = [c.monitor for c in self._callbacks if hasattr(c, "chosen") and getattr(c, "monitor", None)]
         found: dict[str, Any] = {
-            "selected_by": chosen,
+            "selected_by": choosing[0] if choosing else "nothing: the last weights",
             "selected_by_target_labels": self._by_labels(),
             "target_labels": "test metrics and the validators' correlation with them"
             if self.oracle
@@ -355,8 +355,12 @@ class Adaptation(Supervised):
         return getattr(self.trainer, "datamodule", None)
 
     def _by_labels(self) -> bool:
-        """Whether a callback chooses the weights by the oracle."""
-        return any(getattr(callback, "monitor", None) == ORACLE for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        """Whether a callback chooses the weights, or when training ends, by the oracle."""
+        return any(getattr(callback, "monitor", None) == ORACLE for callback in self._callbacks)
+
+    @property
+    def _callbacks(self) -> list[Any]:
+        return list(self.trainer.callbacks)  # type: ignore[attr-defined]  # Lightning adds it outside the constructor
 
     def _keep(self, target: Labelled) -> None:
         assert target.index is not None
