@@ -29,6 +29,7 @@ from lab.objectives.classification import Classification
 from lab.objectives.regression import Regression
 from lab.registry import callbacks
 from lab.testing import check_module
+from lab.validators import a_distance, projected
 
 SMALL = {"name": "mnist_digits", "direction": "digits_to_mnist", "size": 8, "val_fraction": 0.05, "test_fraction": 0.75}
 
@@ -284,6 +285,22 @@ def test_the_results_say_what_chose_how_the_validators_followed_and_how_far_the_
     assert {"train/lambda", "train/domain_accuracy", "test/accuracy", ORACLE} <= set(found["metrics"])
     assert 0 <= found["metrics"]["train/domain_accuracy"] <= 1
     assert (run.stage("main") / "pictures" / "features.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_domains_are_compared_before_the_first_step_and_with_the_weights_that_are_kept() -> None:
+    data, module = digits(batch_size=128), built()
+    features = {}
+    for when in ("before", "after"):
+        if when == "after":
+            trained(module, data)
+        network = copy.deepcopy(module.network).eval()
+        with torch.no_grad():
+            features[when] = [network.features(part.val.inputs) for part in (data.source, data.target)]
+    module.finish()
+    for when, (source, target) in features.items():
+        assert module.apart[when] == pytest.approx(a_distance(source, target), abs=1e-9)
+        torch.testing.assert_close(module.planes[when], projected(torch.cat([source[:500], target[:500]])))
+    assert module.drawn == len(features["after"][0])
 
 
 def test_correlations_are_those_of_the_series() -> None:
