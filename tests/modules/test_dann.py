@@ -406,3 +406,11 @@ def test_a_target_without_labels_is_adapted_to_without_a_test(tmp_path: Path) ->
 
 def test_the_module_consumes_what_domains_yield() -> None:
     assert DANN.consumes is Domains.yields is SourceTarget
+
+
+def test_entropy_is_best_low_and_the_other_validators_are_best_high() -> None:
+    modes = {validator: built(validator=validator).monitor for validator in ("information", "entropy", "snd", "source")}
+    assert modes == {
+        "information": ("val/information", "max"), "entropy": ("val/entropy", "min"), "snd": ("val/snd", "max"),
+        "source": ("val/source_accuracy", "max"),
+    }  # fmt: skip
