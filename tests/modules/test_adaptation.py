@@ -324,11 +324,10 @@ module:
   optimizer: {{name: sgd, lr: 0.05, momentum: 0.9}}
   scheduler: inverse_decay
   entropy_weight: 0.1
-trainer: {{max_epochs: 2, precision: 64-true, accelerator: cpu, {devices}}}
+trainer: {{max_epochs: 1, precision: 64-true, accelerator: cpu, {devices}}}
 callbacks: {{profile: null, progress: null}}
 logger: csv
 stages:
-  dann: {{module: {{name: dann}}}}
   cdan: {{module: {{name: cdan, entropy_conditioning: true}}}}
   mmd: {{module: {{name: mmd}}}}
   coral: {{module: {{name: coral, strength: 100}}}}
@@ -340,7 +339,7 @@ def test_two_processes_adapt_as_one_does_validators_included() -> None:
     for count, devices in ((1, "devices: 1"), (2, "devices: 2, strategy: ddp")):
         Path(f"width{count}.yaml").write_text(PARITY.format(size=50 // count, devices=devices), encoding="utf-8")
         runs[count] = fit(load_recipe(f"width{count}.yaml"))
-    for stage in ("dann", "cdan", "mmd", "coral"):
+    for stage in ("cdan", "mmd", "coral"):  # DANN's own: tests/modules/test_dann.py
         one, two = (
             torch.load(run.stage(stage) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
             for run in runs.values()
