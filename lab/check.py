@@ -328,7 +328,7 @@ class _Finder:
 
     def _fit(self, module: Component, data: Component) -> None:
         """Whether the module can consume what the data yields, where both say so."""
-        consumes, yields = module.signature.attributes.get("consumes"), data.signature.attributes.get("yields")
+        consumes, (yields, argument) = module.signature.attributes.get("consumes"), _yields(data)
         if not isinstance(consumes, Reference) or not isinstance(yields, Reference) or _is_a(yields, consumes):
             return
         fitting = [
@@ -337,7 +337,10 @@ class _Finder:
             if isinstance(other := read_signature(entry).attributes.get("yields"), Reference) and _is_a(other, consumes)
         ]
         fit = f"data that fits: {', '.join(fitting)}" if fitting else "no installed data does"
-        message = f"{module.name} consumes {_last(consumes)} batches, {data.name} yields {_last(yields)}; {fit}"
+        if others := _yielding(data.signature, consumes):
+            fit = f"{argument}: {' or '.join(others)} gives them"
+        said = f" with {argument}: {data.plain()[argument]}" if argument in data.arguments else ""
+        message = f"{module.name} consumes {_last(consumes)} batches, {data.name}{said} yields {_last(yields)}; {fit}"
         self.say(data.place, ("data",), message)
 
     def _callbacks(self, node: Node | None) -> dict[str, Component | None]:
@@ -488,6 +491,32 @@ def _facts(data: Component | From | None) -> tuple[str, ...]:
 def _facts_of(signature: Signature) -> tuple[str, ...]:
     facts = signature.attributes.get("facts", ())
     return tuple(fact for fact in facts if isinstance(fact, str)) if isinstance(facts, tuple | list) else ()
+
+
+def _yields(data: Component) -> tuple[Any, str]:
+    """What data yield, and the name of the argument that decides it, or nothing.
+
+    A datamodule whose argument decides it names the argument in ``yields_by``; for a value V of it ``yields_V`` holds,
+    where there is one.
+    """
+    attributes = data.signature.attributes
+    argument = str(attributes.get("yields_by", ""))
+    return attributes.get(f"yields_{data.plain().get(argument)}", attributes.get("yields")), argument
+
+
+def _yielding(signature: Signature, consumes: Reference) -> list[str]:
+    """The values of the argument in ``yields_by`` with which the data yield what a module consumes."""
+    attributes = signature.attributes
+    parameter = signature.parameters.get(str(attributes.get("yields_by", "")))
+    if parameter is None:
+        return []
+    values = {name.removeprefix("yields_"): found for name, found in attributes.items() if name.startswith("yields_")}
+    by_default = values.pop("by") and attributes.get("yields")
+    return [
+        value
+        for value, found in {str(parameter.literal): by_default, **values}.items()
+        if isinstance(found, Reference) and _is_a(found, consumes)
+    ]
 
 
 def _is_known(data: Component | From | None) -> bool:

@@ -199,6 +199,25 @@ def scatter(predicted: NDArray[Any], true: NDArray[Any]) -> Figure:
     return figure
 
 
+def clouds(planes: Mapping[str, NDArray[Any]], first: int, names: tuple[str, str]) -> Figure:
+    """Two kinds of samples in the plane, a panel for each of several times.
+
+    Args:
+        planes: ``[N, 2]`` each, by the panel's title.
+        first: how many rows, from the first, are of the one kind.
+        names: of the two kinds.
+    """
+    with _styled():
+        figure, axes = _grid(len(planes), width=3.8, height=3.6)
+        for ax, (title, plane) in zip(axes, planes.items(), strict=True):
+            for name, part, color in zip(names, (plane[:first], plane[first:]), COLORS, strict=False):
+                ax.scatter(part[:, 0], part[:, 1], s=9, color=color, alpha=0.5, linewidths=0, label=name)
+            ax.set(xlabel="first principal component", ylabel="second")
+            ax.set_title(_fitting(title))
+            ax.legend()
+    return figure
+
+
 def dots(found: Comparison, metric: str) -> Figure:
     """A metric of a comparison: a dot a run, the mean and its 95 % interval."""
     with styled():

@@ -1,4 +1,4 @@
-"""Learning-rate schedules with a warm-up, over the length of training: lab's own, with timm's names for things."""
+"""Learning-rate schedules over the length of training: lab's own, with timm's names for things."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
-from lab.ranges import Count, NonNegative, checked
+from lab.ranges import Count, NonNegative, Positive, checked
 
 
 class _WarmUp(LRScheduler):
@@ -74,3 +74,31 @@ class WarmUpLinear(_WarmUp):
     @override
     def part(self, progress: float) -> float:
         return 1 - progress
+
+
+class InverseDecay(LRScheduler):
+    """μ₀ / (1 + α p)^β, with p the part of the training that is done; Caffe's policy ``inv``, by that part.
+
+    Y. Ganin et al.: Domain-Adversarial Training of Neural Networks, JMLR 17, 2016, arXiv:1505.07818, section 5.2.2.
+    Moves at every step; μ₀ is each parameter group's own rate.
+
+    Args:
+        optimizer: its learning rates are μ₀.
+        total_steps: of the training; the trainer's where it is left out.
+        alpha: how soon it falls.
+        beta: how far: at the end (1 + α)^−β of the rate is left.
+    """
+
+    @checked
+    def __init__(
+        self, optimizer: Optimizer, total_steps: Count, *, alpha: Positive = 10.0, beta: Positive = 0.75
+    ) -> None:
+        self.total_steps = total_steps
+        self.alpha = alpha
+        self.beta = beta
+        super().__init__(optimizer)
+
+    @override
+    def get_lr(self) -> list[float | Tensor]:
+        left = (1 + self.alpha * self.last_epoch / self.total_steps) ** -self.beta
+        return [base * left for base in self.base_lrs]

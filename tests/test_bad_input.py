@@ -128,7 +128,8 @@ class TestFiles:
         assert refused("fit", "") == [".: is a folder, not a file"]
         assert refused("fit", "-") == [
             "-: no such file, and no bundled recipe of that name "
-            "(there are: compress, continual, distill, distill_qat, ewc, finetune, prune, quantize, supervised, text)"
+            "(there are: adaptation, compress, continual, dann, distill, distill_qat, ewc, finetune, prune, quantize, "
+            "supervised, text)"
         ]
 
     def test_that_are_no_files(self, refused: Refused) -> None:
@@ -425,9 +426,10 @@ def episodes() -> Iterator[None]:
 @pytest.mark.usefixtures("episodes")
 def test_data_that_the_module_cannot_consume(changed: Refused) -> None:
     lines = changed("{name: digits, batch_size: 64}", "episodes")
+    others = ("episodes", "domains", "mnist_blend", "mnist_digits")
     assert lines == [
         f"recipe.yaml:2:7: {stage}data: {module} consumes Labelled batches, episodes yields Episodes; "
-        f"data that fits: {', '.join(name for name in registry.datamodules.names() if name != 'episodes')}"
+        f"data that fits: {', '.join(name for name in registry.datamodules.names() if name not in others)}"
         for stage, module in (("stages.teacher.", "supervised"), ("stages.student.", "distill"))
     ]
 

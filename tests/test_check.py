@@ -23,6 +23,9 @@ from lab.types import check_types
 
 DATA = {entry.name: entry.load() for entry in registry.datamodules.entries()}
 ANY_DATA = ", ".join(DATA)
+PAIRS = ("domains", "mnist_blend", "mnist_digits")
+"""Data that yield something else than labelled batches unless they are told."""
+LABELLED_DATA = ", ".join(name for name in DATA if name not in PAIRS)
 IMAGE_DATA = ", ".join(name for name, data in DATA.items() if "in_channels" in data.facts)
 
 RECIPE = """\
@@ -342,8 +345,32 @@ def episodes() -> Iterator[None]:
 def test_data_that_the_module_cannot_consume_is_refused_and_data_that_fits_named() -> None:
     text = "data: episodes\nmodule: {name: supervised, network: mlp}\n"
     assert said(text) == [
-        f"1:7: data: supervised consumes Labelled batches, episodes yields Episodes; data that fits: {ANY_DATA}"
+        f"1:7: data: supervised consumes Labelled batches, episodes yields Episodes; data that fits: {LABELLED_DATA}"
     ]
+
+
+@pytest.mark.parametrize(
+    ("data", "module", "problem"),
+    [
+        ("mnist_blend", "supervised",
+         "supervised consumes Labelled batches, mnist_blend yields SourceTarget; "
+         "train_on: source or target gives them"),
+        ("{name: mnist_blend, train_on: source}", "dann",
+         "dann consumes SourceTarget batches, mnist_blend with train_on: source yields Labelled; "
+         "train_on: both gives them"),
+        ("digits", "dann",
+         f"dann consumes SourceTarget batches, digits yields Labelled; data that fits: {', '.join(PAIRS)}"),
+    ],
+    ids=["both", "source", "labelled"],
+)  # fmt: skip
+def test_an_argument_that_decides_what_data_yield_is_named(data: str, module: str, problem: str) -> None:
+    [line] = said(f"data: {data}\nmodule: {{name: {module}, network: mlp}}\n")
+    assert line.partition(": ")[2] == f"data: {problem}"
+
+
+def test_data_that_are_told_what_to_yield_fit() -> None:
+    for data, module in (("{name: mnist_blend, train_on: target}", "supervised"), ("mnist_blend", "dann")):
+        assert said(f"data: {data}\nmodule: {{name: {module}, network: mlp}}\n") == []
 
 
 @pytest.mark.usefixtures("episodes")

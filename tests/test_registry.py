@@ -270,7 +270,10 @@ def test_an_import_that_exits_is_a_broken_plugin(site: Path) -> None:
 # The project's own table
 
 
-FAMILIES = {"continual": ("ewc", "si", "mas", "lwf", "replay", "naive", "joint")}
+FAMILIES = {
+    "continual": ("ewc", "si", "mas", "lwf", "replay", "naive", "joint"),
+    "adaptation": ("cdan", "mmd", "coral", "adabn"),
+}
 """Techniques that stand side by side: they share a base, a recipe, a test file and a page."""
 
 

@@ -14,7 +14,7 @@ from lab.datamodules.digits import Digits
 from lab.modules.supervised import Supervised
 from lab.networks.mlp import MLP
 from lab.objectives.classification import Classification
-from lab.schedules import Cosine, WarmUpLinear
+from lab.schedules import Cosine, InverseDecay, WarmUpLinear
 
 
 def optimizer() -> SGD:
@@ -22,7 +22,7 @@ def optimizer() -> SGD:
     return SGD(groups, lr=0.4)
 
 
-def rates(schedule: Cosine | WarmUpLinear, steps: int) -> list[list[float]]:
+def rates(schedule: Cosine | WarmUpLinear | InverseDecay, steps: int) -> list[list[float]]:
     seen = []
     for _ in range(steps):
         seen.append([group["lr"] for group in schedule.optimizer.param_groups])
@@ -48,6 +48,14 @@ def test_the_line_falls_evenly_to_its_end() -> None:
     seen = torch.tensor(rates(WarmUpLinear(optimizer(), 11, 1, min_lr=0.05), 14))
     torch.testing.assert_close(seen[:11, 0], torch.linspace(0.4, 0.4 - 0.35 * 10 / 11, 11))
     assert torch.equal(seen[12:], torch.full((2, 2), 0.05))
+
+
+def test_the_inverse_decay_is_that_of_its_equation_for_every_group() -> None:
+    seen = rates(InverseDecay(optimizer(), 40), 40)
+    for step, (first, second) in enumerate(seen):
+        left = 1 / (1 + 10 * step / 40) ** 0.75
+        assert (first, second) == pytest.approx((0.4 * left, 0.1 * left), rel=1e-12)
+    assert rates(InverseDecay(optimizer(), 10, alpha=1, beta=2), 11)[10][0] == pytest.approx(0.1)
 
 
 def test_a_schedule_goes_on_from_its_saved_state() -> None:

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from lab.batch import Labelled
+from lab.batch import Labelled, SourceTarget
 from lab.errors import UserError
 from lab.tables import Table
 
@@ -80,6 +80,8 @@ def network_of(module: LightningModule) -> nn.Module:
 def training_batches(trainer: Trainer, module: LightningModule, samples: int) -> Iterator[Labelled]:
     """Samples of the training data, on the module's device: of all processes together about as many as asked.
 
+    Of two domains they are the labelled one's.
+
     No random state is moved: the training that follows draws what it would have drawn.
 
     Raises:
@@ -91,7 +93,8 @@ def training_batches(trainer: Trainer, module: LightningModule, samples: int) ->
     wanted = -(-samples // trainer.world_size)
     with torch.random.fork_rng(devices=()):
         for batch in data.train_dataloader():
-            moved = Labelled.of(trainer.strategy.batch_to_device(batch, module.device))[:wanted]
+            labelled = batch.source if isinstance(batch, SourceTarget) else batch
+            moved = Labelled.of(trainer.strategy.batch_to_device(labelled, module.device))[:wanted]
             moved.inputs = trainer.precision_plugin.convert_input(moved.inputs)
             yield moved
             wanted -= len(moved)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader
 
 from lab.batch import Labelled
 from lab.transforms import Augmentation, hashed
+
+Batch = TypeVar("Batch")
 
 
 def seeded(*key: int | str) -> torch.Generator:
@@ -104,76 +106,24 @@ def pixels(inputs: Tensor) -> Tensor:
     return inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs
 
 
-class Loader(ABC):
-    """A loader that can be stopped after any batch and gone on with.
-
-    What remains of an epoch when its samples don't fill a last global batch is shared as evenly as it goes, every
-    process taking the same number of steps and none an empty batch: fewer samples than processes join the batch before.
-
-    Args:
-        samples: what is served; batches carry its ``index``, or where it has none the position in it. Or what makes
-            batches of positions.
-        batch_size: samples a batch and process.
-        shuffle: a new order every epoch; else the given one.
-        seed: of the order.
-        among: ``[M]`` positions to serve, instead of all.
-        length: samples an epoch; more than there are take them again, in a new order each time round. All, once, where
-            it is None.
-        drop_last: leave out what doesn't fill a last global batch.
-        rank: of this process.
-        world_size: number of processes.
-        augmentation: what happens to the inputs; a reader knows that itself.
-
-    Raises:
-        ValueError: an epoch would have no batch.
-    """
+class Positioned(ABC, Generic[Batch]):
+    """A loader that can be stopped after any batch and gone on with; a subclass says what it serves."""
 
     batch_sampler = None  # Lightning takes it for granted where there is a ``sampler``
 
-    def __init__(
-        self,
-        samples: Labelled | Reader,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        seed: int = 0,
-        among: Tensor | None = None,
-        length: int | None = None,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-        augmentation: Augmentation | None = None,
-    ) -> None:
-        self.reader = samples if isinstance(samples, Reader) else Reader(samples, augmentation)
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self._among = torch.arange(len(self.reader)) if among is None else among
-        self._in_order = among is None and length is None and not shuffle
-        length = len(self._among) if length is None or not len(self._among) else length
-        self._span = batch_size * world_size
-        self._steps, rest = divmod(length, self._span)
-        if rest >= world_size and not drop_last:
-            self._steps += 1
-        self._length = length - rest if drop_last else length
-        if not self._steps:
-            raise ValueError(
-                f"{length} samples make no batch "
-                f"(batch_size={batch_size}, world_size={world_size}, drop_last={drop_last})"
-            )
+    def __init__(self) -> None:
         self._epoch, self._batch, self._loaded = 0, 0, False
 
     @abstractmethod
-    def _serve(self, epoch: int, first: int) -> Iterator[Labelled]:
+    def _serve(self, epoch: int, first: int) -> Iterator[Batch]:
         """The batches of an epoch, from its batch ``first`` on."""
 
+    @abstractmethod
     def __len__(self) -> int:
-        return self._steps
+        """Batches an epoch."""
 
     @property
-    def sampler(self) -> Loader:
+    def sampler(self) -> Self:
         """Where Lightning looks for ``set_epoch``."""
         return self
 
@@ -199,7 +149,7 @@ class Loader(ABC):
             )
         self._epoch, self._batch, self._loaded = state["epoch"], state["batch"], True
 
-    def __iter__(self) -> Iterator[Labelled]:
+    def __iter__(self) -> Iterator[Batch]:
         # A generator: Lightning calls iter() before set_epoch(), so nothing may be decided before the first next().
         epoch, first = self._epoch, self._batch if self._loaded else 0
         self._loaded = False
@@ -208,6 +158,69 @@ class Loader(ABC):
             # Lightning never asks past the last batch, so the turn to the next epoch is taken here, not after the loop.
             self._epoch, self._batch = (epoch + 1, 0) if last else (epoch, step + 1)
             yield batch
+
+
+class Loader(Positioned[Labelled]):
+    """Batches of one set of samples.
+
+    What remains of an epoch when its samples don't fill a last global batch is shared as evenly as it goes, every
+    process taking the same number of steps and none an empty batch: fewer samples than processes join the batch before.
+
+    Args:
+        samples: what is served; batches carry its ``index``, or where it has none the position in it. Or what makes
+            batches of positions.
+        batch_size: samples a batch and process.
+        shuffle: a new order every epoch; else the given one.
+        seed: of the order.
+        among: ``[M]`` positions to serve, instead of all.
+        length: samples an epoch; more than there are take them again, in a new order each time round. All, once, where
+            it is None.
+        drop_last: leave out what doesn't fill a last global batch.
+        rank: of this process.
+        world_size: number of processes.
+        augmentation: what happens to the inputs; a reader knows that itself.
+
+    Raises:
+        ValueError: an epoch would have no batch.
+    """
+
+    def __init__(
+        self,
+        samples: Labelled | Reader,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        among: Tensor | None = None,
+        length: int | None = None,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        super().__init__()
+        self.reader = samples if isinstance(samples, Reader) else Reader(samples, augmentation)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self._among = torch.arange(len(self.reader)) if among is None else among
+        self._in_order = among is None and length is None and not shuffle
+        length = len(self._among) if length is None or not len(self._among) else length
+        self._span = batch_size * world_size
+        self._steps, rest = divmod(length, self._span)
+        if rest >= world_size and not drop_last:
+            self._steps += 1
+        self._length = length - rest if drop_last else length
+        if not self._steps:
+            raise ValueError(
+                f"{length} samples make no batch "
+                f"(batch_size={batch_size}, world_size={world_size}, drop_last={drop_last})"
+            )
+
+    def __len__(self) -> int:
+        return self._steps
 
     def _requests(self, epoch: int, first: int) -> Iterator[Request]:
         """What an epoch asks for, from batch ``first`` on."""

@@ -46,7 +46,7 @@ class Supervised(Technique):
         scheduler: waits for the optimizer; total steps come from the trainer.
     """
 
-    consumes = Labelled
+    consumes: ClassVar[type] = Labelled
     learns_unlabelled: ClassVar[bool] = False
     """Whether inputs without a label teach this technique anything; data with few labels gives it those too."""
 
