@@ -207,13 +207,13 @@ def clouds(planes: Mapping[str, NDArray[Any]], first: int, names: tuple[str, str
         first: how many rows, from the first, are of the one kind.
         names: of the two kinds.
     """
-    with _styled():
-        figure, axes = _grid(len(planes), width=3.8, height=3.6)
+    with styled():
+        figure, axes = grid(len(planes), width=3.8, height=3.6)
         for ax, (title, plane) in zip(axes, planes.items(), strict=True):
             for name, part, color in zip(names, (plane[:first], plane[first:]), COLORS, strict=False):
                 ax.scatter(part[:, 0], part[:, 1], s=9, color=color, alpha=0.5, linewidths=0, label=name)
             ax.set(xlabel="first principal component", ylabel="second")
-            ax.set_title(_fitting(title))
+            ax.set_title(fitting(title))
             ax.legend()
     return figure
 
