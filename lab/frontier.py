@@ -53,6 +53,8 @@ def frontier(found: Comparison) -> Figure:
 
 
 def _draw(ax: Axes, found: Comparison, metric: str, cost: str) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     points = [
         (row.figures[cost], estimate, row.name)
         for row in found.rows
@@ -63,6 +65,9 @@ def _draw(ax: Axes, found: Comparison, metric: str, cost: str) -> None:
     best = unbeaten(costs, [sign * mean for mean in means])
     ax.step([costs[n] for n in best], [means[n] for n in best], where="post", color=pictures.INK, alpha=0.35, zorder=1)
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.18, y=0.14)
     for at, (x, estimate, name) in enumerate(points):
         color = pictures.COLORS[at % len(pictures.COLORS)]

@@ -45,6 +45,8 @@ def test_every_stage_is_a_point_in_each_panel_and_the_line_joins_the_best() -> N
         assert [text.get_text() for text in ax.texts] == ["dense", "worse", "small"]
         assert list(ax.lines[0].get_xdata()) == ends
         assert ax.get_ylabel() == "test/accuracy"
+        ax.figure.canvas.draw()
+        assert not any("$" in label.get_text() for label in ax.get_xticklabels(which="both"))
 
 
 def test_less_loss_is_better() -> None:
