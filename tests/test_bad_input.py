@@ -123,7 +123,7 @@ class TestFiles:
         assert refused("fit", "none.yaml") == ["none.yaml: no such file"]
         assert refused("fit", "there/none") == ["there/none: no such file"]
         assert refused("fit", "distil") == [
-            "distil: no such file, and no bundled recipe of that name (did you mean 'distill'?)"
+            "distil: no such file, and no bundled recipe of that name (did you mean 'distill' or 'distill_qat'?)"
         ]
         assert refused("fit", "") == [".: is a folder, not a file"]
         assert refused("fit", "-") == [
