@@ -341,14 +341,15 @@ class Adaptation(Supervised):
 
     def _in_halves(self, part: _BatchNorm, number: int, size: int, inputs: Tensor) -> Tensor:
         forward = type(part).forward
+        halves = inputs.split([size, len(inputs) - size])  # one node: two slices would fill and add two gradients
         self._swap(part, number)
         try:
-            source = forward(part, inputs[:size])
+            source = forward(part, halves[0])
         finally:
             self._swap(part, number)
         if part.num_batches_tracked is not None:  # one batch of each
             part.num_batches_tracked.sub_(1)
-        return torch.cat([source, forward(part, inputs[size:])])
+        return torch.cat([source, forward(part, halves[1])])
 
     @property
     def _data(self) -> Any:
