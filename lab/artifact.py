@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
-from lab import quantization, sharing, surgery
+from lab import quantized, sharing, surgery
 from lab.errors import UserError
 from lab.files import inside, read_json, replacing, write_json
 
@@ -88,7 +88,7 @@ def save(folder: Path, network: nn.Module, description: Description) -> int:
         if names or getattr(network, "quantization", None):
             state = network.state_dict()
             once = {key: tensor for key, tensor in state.items() if key == min([key, *_tied(state)[key]])}
-            save_file(sharing.packed(quantization.packed(network, once), names), str(temporary))
+            save_file(sharing.packed(quantized.packed(network, once), names), str(temporary))
         else:
             save_model(network, str(temporary))
     write_json(folder / DESCRIPTION, {"schema": SCHEMA, **asdict(description)})
@@ -126,7 +126,7 @@ def operate(network: nn.Module, saved: Description, folder: Path) -> None:
     """
     try:
         surgery.shrink(network, saved.surgery)
-        quantization.restore(network, saved.quantization)
+        quantized.restore(network, saved.quantization)
     except (ValueError, AttributeError, TypeError) as cause:
         raise ArtifactError(f"{part(folder, DESCRIPTION)} is damaged: {cause}") from cause
 
@@ -223,7 +223,7 @@ def load_weights(network: nn.Module, weights: Path | Mapping[str, Tensor], *, ex
         if not part(weights.parent, weights.name).is_file():
             raise ArtifactError(f"{source} cannot be read: there is no such file")
         try:
-            whole = quantization.unpacked(network, load_file(weights))
+            whole = quantized.unpacked(network, load_file(weights))
             weights = sharing.unpacked(whole, {k: t.shape for k, t in network.state_dict().items()})
         except (OSError, SafetensorError, ValueError) as cause:
             raise ArtifactError(f"{source} cannot be read: {cause}") from cause

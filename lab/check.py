@@ -7,8 +7,9 @@ classes: :mod:`lab.build`.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -127,12 +128,18 @@ def kinds_with(name: str) -> list[Kind]:
 
 def slot(parameter: Parameter) -> str | None:
     """The kind of component that an annotation asks for, if it does; factories go before what they are made of."""
+    return _written_slot(parameter.names) or _first_kind(parameter.names, _derives_from_base)
+
+
+@functools.cache
+def _written_slot(names: tuple[str, ...]) -> str | None:
+    """The kind that an annotation's own words say, without a look at what they name."""
+    return _first_kind(names, _is_slot) or _first_kind(names, _resembles_slot)
+
+
+def _first_kind(names: tuple[str, ...], matches: Callable[[str, Kind], bool]) -> str | None:
     kinds = sorted(KINDS.values(), key=lambda kind: not kind.factory)
-    for matches in (_is_slot, _resembles_slot, _derives_from_base):
-        for kind in kinds:
-            if any(matches(name, kind) for name in parameter.names):
-                return kind.name
-    return None
+    return next((kind.name for kind in kinds if any(matches(name, kind) for name in names)), None)
 
 
 def _is_slot(name: str, kind: Kind) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lab import quantization
+from lab import quantization, quantized
 from lab.quantizer import Quantizer
 
 OPSET = 21
@@ -96,7 +96,7 @@ def in_integers(network: nn.Module) -> None:
     dynamic = bool(plan.get("dynamic")) and set(plan["inputs"].values()) == {8}
     for name, bits in plan.get("weights", {}).items():
         layer = network.get_submodule(name)
-        found = quantization.steps_of(layer, bits, layer.get_parameter("weight"))
+        found = quantized.steps_of(layer, bits, layer.get_parameter("weight"))
         if found is None:
             continue
         scale = layer.get_buffer("weight_scale")

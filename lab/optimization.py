@@ -20,23 +20,25 @@ EPOCH_STEPS = "epoch_steps"
 """What lab's own call the number of steps of an epoch."""
 
 
-def given_steps(
-    factory: Callable[..., Any], arguments: Mapping[str, Any], total_steps: int, epoch_steps: int
-) -> dict[str, int]:
+Length: TypeAlias = Callable[[], tuple[int, int]]
+"""Gives the optimizer steps of the whole training, and of an epoch."""
+
+
+def given_steps(factory: Callable[..., Any], arguments: Mapping[str, Any], length: Length) -> dict[str, int]:
     """The arguments for the length of training and of an epoch that a scheduler has and a recipe left out."""
     parameters = inspect.signature(factory).parameters
-    known = {**dict.fromkeys(STEPS, total_steps), EPOCH_STEPS: epoch_steps}
-    return {name: value for name, value in known.items() if name in parameters and name not in arguments}
+    missing = [name for name in (*STEPS, EPOCH_STEPS) if name in parameters and name not in arguments]
+    if not missing:
+        return {}
+    total_steps, epoch_steps = length()
+    return {name: epoch_steps if name == EPOCH_STEPS else total_steps for name in missing}
 
 
-def scheduled(
-    factory: SchedulerFactory, optimizer: Optimizer, total_steps: int, epoch_steps: int, monitor: str | None
-) -> dict[str, Any]:
+def scheduled(factory: SchedulerFactory, optimizer: Optimizer, length: Length, monitor: str | None) -> dict[str, Any]:
     """Lightning's description of a learning-rate schedule.
 
     Args:
-        total_steps: optimizer steps of the whole training, from the trainer.
-        epoch_steps: optimizer steps of an epoch.
+        length: asked where the schedule needs it: a training without an end has none.
         monitor: what a plateau schedule watches.
 
     A schedule over the length of training (cosine, one-cycle) moves at every step, any other at every epoch, as in
@@ -44,7 +46,7 @@ def scheduled(
     """
     bare = factory.func if isinstance(factory, functools.partial) else factory
     bound = factory.keywords if isinstance(factory, functools.partial) else {}
-    scheduler = factory(optimizer, **given_steps(bare, bound, total_steps, epoch_steps))
+    scheduler = factory(optimizer, **given_steps(bare, bound, length))
     over_training = any(name in inspect.signature(bare).parameters for name in STEPS)
     config: dict[str, Any] = {"scheduler": scheduler, "interval": "step" if over_training else "epoch"}
     return config | ({"monitor": monitor} if isinstance(scheduler, ReduceLROnPlateau) and monitor else {})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import math
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -226,7 +227,7 @@ def _refused(component: Component, target: Any, key: str) -> Iterator[Problem]:
             target(weights, **arguments)
         elif component.kind == "schedulers":
             optimizer = torch.optim.SGD(weights, lr=0.1)
-            scheduler = target(optimizer, **given_steps(target, arguments, 10**6, 1), **arguments)
+            scheduler = target(optimizer, **given_steps(target, arguments, lambda: (10**6, 1)), **arguments)
             if type(scheduler).step is torch.optim.lr_scheduler.LRScheduler.step:
                 optimizer.step()
                 scheduler.step()  # only now do some divide by what they were given
@@ -282,10 +283,6 @@ def named_class(dotted: str) -> type:
 
 def _trainer_problems(stage: Stage, key: str) -> Iterator[Problem]:
     """What Lightning's Trainer says to the recipe's arguments: one that is never used is built of them."""
-    from lightning.pytorch import Trainer
-
-    from lab.trainer import quiet
-
     hints = annotations_of("lightning.pytorch.trainer.trainer:Trainer")
     sound = True
     names = _trainer_names()
@@ -298,16 +295,27 @@ def _trainer_problems(stage: Stage, key: str) -> Iterator[Problem]:
         if problem:
             sound = False
             yield Problem(value.place, f"{key}.{name}", problem)
-    if not sound:
+    settings = stage.trainer.plain()
+    if not sound or _trains(json.dumps(settings)):
         return
-
-    def make(**arguments: Any) -> None:
-        with quiet():
-            Trainer(**arguments, logger=False, enable_checkpointing=False)
-
-    for blamed, cause in _blamed(make, stage.trainer.plain()):
+    for blamed, cause in _blamed(_trainer, settings):
         place = stage.trainer.mapping[blamed].place if blamed else stage.trainer.place
         yield Problem(place, f"{key}.{blamed}" if blamed else key, one_line(cause))
+
+
+@functools.lru_cache(maxsize=256)
+def _trains(settings: str) -> bool:
+    """Whether a Trainer can be built of arguments, as JSON: a recipe's stages mostly have the same."""
+    return _raised(_trainer, json.loads(settings)) is None
+
+
+def _trainer(**arguments: Any) -> None:
+    from lightning.pytorch import Trainer
+
+    from lab.trainer import quiet
+
+    with quiet():
+        Trainer(**arguments, logger=False, enable_checkpointing=False)
 
 
 @functools.cache

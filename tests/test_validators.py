@@ -77,6 +77,20 @@ def test_the_a_distance_is_that_of_its_error() -> None:
     assert found == pytest.approx(2 * (1 - 2 * wrong), abs=0.03)
 
 
+def test_the_a_distance_of_a_rare_domain_is_that_of_a_common_one() -> None:
+    """The same as above with a twentieth of the target's samples, which would be outvoted."""
+    rng = np.random.default_rng(0)
+    source, target = rng.normal(0, 1, 40_000), rng.normal(2, 1, 2_000)
+    found = a_distance(torch.tensor(source)[:, None], torch.tensor(target)[:, None])
+    assert found == pytest.approx(2 * (1 - 2 * 0.158655), abs=0.06)
+
+
+def test_the_a_distance_is_asked_of_samples_that_were_not_learnt() -> None:
+    """With more features than samples noise can be learnt by heart."""
+    one, other = torch.randn(2, 60, 400, generator=torch.Generator().manual_seed(0))
+    assert abs(a_distance(one, other)) < 0.7
+
+
 def test_a_projection_is_on_the_principal_components() -> None:
     features = torch.randn(50, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     centred = (features - features.mean(0)).numpy()
@@ -84,4 +98,6 @@ def test_a_projection_is_on_the_principal_components() -> None:
     plane = centred @ vectors[:, ::-1][:, :2]
     found = projected(features).numpy()
     np.testing.assert_allclose(np.abs(found), np.abs(plane), atol=1e-9)
+    for axis in np.linalg.lstsq(centred, found, rcond=None)[0].T:  # a picture is the same one twice
+        assert axis[np.abs(axis).argmax()] > 0
     assert projected(torch.ones(5, 1)).shape == (5, 2)

@@ -60,7 +60,7 @@ class Pairs(Positioned[SourceTarget]):
         return self._steps
 
     def _serve(self, epoch: int, first: int) -> Iterator[SourceTarget]:
-        served = [iter(()) if p is None or first >= len(p) else p._serve(epoch, first) for p in self.parts]
+        served = [iter(()) if part is None else part._serve(epoch, first) for part in self.parts]
         for source, target in zip_longest(*served):
             yield SourceTarget(target[:0] if source is None else source, source[:0] if target is None else target)
 

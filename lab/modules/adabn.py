@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lab.distributed import summed
 from lab.modes import evaluating
-from lab.modules.adaptation import STATISTICS, Adaptation, View
+from lab.modules.adaptation import Adaptation, View
 from lab.modules.supervised import Terms
 from lab.ranges import checked
 
@@ -36,7 +36,7 @@ class AdaBN(Adaptation):
     @checked
     def __init__(self, **adaptation: Any) -> None:
         super().__init__(strength=0.0, gamma=1.0, entropy_weight=0.0, batch_norm="separate", **adaptation)
-        if not self.normalisations:
+        if not self.source_statistics.layers(self.network):
             raise ValueError(
                 f"{type(self.network).__name__} has no batch normalisation, whose statistics adabn adapts: "
                 "convnet, resnet and most of timm's have"
@@ -60,7 +60,7 @@ class AdaBN(Adaptation):
     def on_validation_epoch_end(self) -> None:
         """Put the source's back."""
         super().on_validation_epoch_end()
-        for kept, running in self._both():
+        for kept, running in self.source_statistics.pairs(self.network):
             running.copy_(kept)
 
     def finish(self) -> None:
@@ -70,7 +70,7 @@ class AdaBN(Adaptation):
         super().finish()
 
     def _take(self) -> None:
-        for kept, running in self._both():
+        for kept, running in self.source_statistics.pairs(self.network):
             kept.copy_(running)
         self.adapt()
 
@@ -88,7 +88,7 @@ class AdaBN(Adaptation):
     def _in_order(self) -> list[_BatchNorm]:
         """The batch normalisations as a batch reaches them."""
         reached: list[_BatchNorm] = []
-        with _heard(self.normalisations.values(), lambda part, _: reached.append(part)):
+        with _heard(self.source_statistics.layers(self.network), lambda part, _: reached.append(part)):
             self.answers(self._moved(next(iter(self._data.target_inputs()))))
         return list(dict.fromkeys(reached))
 
@@ -110,12 +110,6 @@ class AdaBN(Adaptation):
         mean = total[0] / number
         variance = (total[1] / number - mean.square()).clamp(min=0) * number / max(number - 1, 1)
         return mean, variance
-
-    def _both(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The source's statistics, and the network's own, of each layer."""
-        for number, part in enumerate(self.normalisations.values()):
-            for which in STATISTICS:
-                yield getattr(self, f"source_{which}_{number}"), getattr(part, which)
 
 
 @contextmanager

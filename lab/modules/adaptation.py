@@ -27,18 +27,16 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lab import validators
 from lab.batch import Labelled, SourceTarget
 from lab.distributed import gathered, mean_of_all, summed
-from lab.errors import UserError
+from lab.domain_norm import SourceStatistics
 from lab.modes import evaluating
 from lab.modules.supervised import Supervised, Terms
 from lab.objectives.classification import Classification
@@ -57,8 +55,6 @@ MONITORS: Mapping[str, tuple[str, str]] = {
 """The metric that each validator is, and whether the most or the least of it is best."""
 ORACLE = "oracle/target_accuracy"
 """The metric that target labels give, once an epoch."""
-STATISTICS = ("running_mean", "running_var")
-"""What batch normalisation keeps of what it has seen."""
 DRAWN = 500
 """How many samples of each domain a picture of features shows."""
 
@@ -142,9 +138,7 @@ class Adaptation(Supervised):
         self.classes = self.objective.num_classes
         """K, its classes."""
         self.val_metrics = self.objective.metrics().clone(prefix="val/source_")
-        for number, part in enumerate(self.normalisations.values()):
-            for which in STATISTICS:
-                self.register_buffer(f"source_{which}_{number}", getattr(part, which).clone())
+        self.source_statistics = SourceStatistics(self.network, separate=batch_norm == "separate")
         self.history: dict[str, list[float]] = {}
         """What each validator and the oracle said, validation by validation."""
         self.total_steps = 0
@@ -173,7 +167,7 @@ class Adaptation(Supervised):
     def views(self, batch: SourceTarget) -> tuple[View, View]:
         """Both domains in one pass through the network."""
         size = len(batch.source)
-        with self._apart(size):
+        with self.source_statistics.in_halves(self.network, size):
             features = self.features(torch.cat([batch.source.inputs, batch.target.inputs]))  # (2B, F)
             logits = self.head(features)  # (2B, K)
         return View(features[:size], logits[:size]), View(features[size:], logits[size:])
@@ -203,7 +197,7 @@ class Adaptation(Supervised):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add the source's half to ``val/source_…``; keep the answers to the target's inputs."""
         if len(batch.source):
-            with self.as_source():
+            with self.source_statistics.serving(self.network):
                 self._judge(batch.source, "val", self.val_metrics)
         if len(batch.target):
             self._keep(batch.target)
@@ -223,8 +217,6 @@ class Adaptation(Supervised):
 
     def on_train_start(self) -> None:
         """See how many steps λ has to rise."""
-        if math.isinf(self.trainer.estimated_stepping_batches):
-            raise UserError("λ rises over the steps of the training: say trainer.max_epochs or trainer.max_steps")
         self.total_steps, _ = self.schedule_steps()
 
     def on_train_epoch_start(self) -> None:
@@ -301,57 +293,6 @@ class Adaptation(Supervised):
         return drawn
 
     @property
-    def normalisations(self) -> dict[str, _BatchNorm]:
-        """The network's batch normalisations whose running statistics differ by domain, by name."""
-        if self.batch_norm == "mixed":
-            return {}
-        parts = self.network.named_modules()
-        return {name: part for name, part in parts if isinstance(part, _BatchNorm) and part.track_running_stats}
-
-    @contextmanager
-    def as_source(self) -> Iterator[None]:
-        """Has the network's running statistics be the source's for a while."""
-        parts = list(enumerate(self.normalisations.values()))
-        for number, part in parts:
-            self._swap(part, number)
-        try:
-            yield
-        finally:
-            for number, part in parts:
-                self._swap(part, number)
-
-    def _swap(self, part: _BatchNorm, number: int) -> None:
-        """Exchange a layer's running statistics for those that are kept."""
-        for which in STATISTICS:
-            kept, running = getattr(self, f"source_{which}_{number}"), getattr(part, which)
-            setattr(self, f"source_{which}_{number}", running)
-            setattr(part, which, kept)
-
-    @contextmanager
-    def _apart(self, size: int) -> Iterator[None]:
-        """Has layers that train normalise the first ``size`` samples, the source's, and the others by their own."""
-        parts = [(number, part) for number, part in enumerate(self.normalisations.values()) if part.training]
-        for number, part in parts:
-            part.forward = partial(self._in_halves, part, number, size)  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            for _, part in parts:
-                del part.forward
-
-    def _in_halves(self, part: _BatchNorm, number: int, size: int, inputs: Tensor) -> Tensor:
-        forward = type(part).forward
-        halves = inputs.split([size, len(inputs) - size])  # one node: two slices would fill and add two gradients
-        self._swap(part, number)
-        try:
-            source = forward(part, halves[0])
-        finally:
-            self._swap(part, number)
-        if part.num_batches_tracked is not None:  # one batch of each
-            part.num_batches_tracked.sub_(1)
-        return torch.cat([source, forward(part, halves[1])])
-
-    @property
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
 
@@ -404,7 +345,7 @@ class Adaptation(Supervised):
         with evaluating(self.network), self.trainer.precision_plugin.forward_context():
             for batch in loader:
                 if len(batch.source):
-                    with self.as_source():
+                    with self.source_statistics.serving(self.network):
                         found[0].append(self.features(self._moved(batch.source).inputs))
                 if len(batch.target):
                     found[1].append(self.features(self._moved(batch.target).inputs))

@@ -6,6 +6,7 @@ Minimises the mean of the objective over the samples whose target is known. A te
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from lab.batch import Labelled
+from lab.errors import UserError
 from lab.modules import Technique
 from lab.objectives import Objective
 from lab.optimization import OptimizerFactory, SchedulerFactory, scheduled
@@ -124,16 +126,22 @@ class Supervised(Technique):
         """An optimizer, and the recipe's scheduler of it, as Lightning wants them."""
         if self.scheduler is None:
             return {"optimizer": optimizer}
-        steps, epoch_steps = self.schedule_steps()
-        schedule = scheduled(self.scheduler, optimizer, steps, epoch_steps, self.monitor[0])
+        schedule = scheduled(self.scheduler, optimizer, self.schedule_steps, self.monitor[0])
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def schedule_steps(self) -> tuple[int, int]:
-        """Optimizer steps of the training that a schedule goes through, and of an epoch."""
-        steps = (
-            int(self.trainer.estimated_stepping_batches) // self.rounds
-        )  # loads the data, so that an epoch's batches are known
-        return steps, -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
+        """Optimizer steps of the training that a schedule goes through, and of an epoch.
+
+        Raises:
+            UserError: the training has no end.
+        """
+        steps = self.trainer.estimated_stepping_batches  # loads the data, so that an epoch's batches are known
+        if math.isinf(steps):
+            raise UserError(
+                "a schedule over all steps of a training needs its end: say trainer.max_epochs or trainer.max_steps"
+            )
+        epoch_steps = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
+        return int(steps) // self.rounds, epoch_steps
 
     def on_train_epoch_end(self) -> None:
         """Log what the last, unfinished window of steps gave."""

@@ -73,6 +73,41 @@ def test_the_shorter_domain_goes_round_in_a_new_order_each_time() -> None:
     assert not torch.equal(places, other)
 
 
+def test_the_source_gives_labelled_samples_alone_and_the_target_all() -> None:
+    data = ready(Domains(Digits(labels=200), Digits()))
+    batches = epoch(data)
+    assert all(bool(batch.source.labelled.all()) for batch in batches)
+    assert len(torch.cat([batch.source.index for batch in batches]).unique()) == 200
+    assert len(torch.cat([batch.target.index for batch in batches]).unique()) == len(data.target.train)
+
+
+@pytest.mark.filterwarnings("ignore:.*no labelled samples to test on")
+def test_an_unfilled_last_batch_is_left_out_where_either_domain_says_so(unlabelled: Path) -> None:
+    for source, target in ((True, False), (False, True)):
+        data = Domains(Digits(drop_last=source, batch_size=100), Arrays(unlabelled, drop_last=target, batch_size=100))
+        assert {len(batch.target) for batch in epoch(ready(data))} == {100}
+    data = Domains(Digits(batch_size=100), Arrays(unlabelled, batch_size=100))
+    assert {len(batch.target) for batch in epoch(ready(data))} == {100, 58}
+
+
+def test_overfitting_is_on_the_same_batches_every_epoch() -> None:
+    data = small()
+    data.trainer = type("Over", (), {"global_rank": 0, "world_size": 1, "overfit_batches": 2})()
+    one, other = (epoch(data, number)[:2] for number in (0, 1))
+    for half in ("source", "target"):
+        for first, second in zip(one, other, strict=True):
+            assert torch.equal(getattr(first, half).index, getattr(second, half).index)
+
+
+@pytest.mark.filterwarnings("ignore:.*no labelled samples to test on")
+def test_the_fingerprint_is_of_both_domains(unlabelled: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", inputs=np.random.default_rng(1).random((100, 1, 8, 8), dtype=np.float32))
+    targets = [Arrays(path) for path in (unlabelled, tmp_path / "other.npz", unlabelled)]
+    one, other, again = (ready(Domains(Digits(), target)).fingerprint() for target in targets)
+    assert one == again != other
+    assert ready(Domains(Digits(val_fraction=0.3), targets[0])).fingerprint() != one
+
+
 def test_the_orders_of_two_domains_of_one_seed_have_nothing_in_common() -> None:
     data = ready(MNISTBlend())
     together = [(batch.source.index == batch.target.index).float().mean() for batch in epoch(data)]

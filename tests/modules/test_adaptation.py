@@ -214,16 +214,20 @@ def test_each_half_is_normalised_by_its_own_statistics_and_each_domain_has_runni
         torch.testing.assert_close(value, plain["target"].state_dict()[name])
     module.eval(), plain["source"].eval()
     inputs = halves(9).source.inputs
-    with module.as_source():
+    with module.source_statistics.serving(module.network):
         torch.testing.assert_close(module.features(inputs), plain["source"].features(inputs))
     assert not torch.allclose(module.features(inputs), plain["source"].features(inputs))
     assert not [part for part in module.network.modules() if "forward" in vars(part)]
 
 
 def test_layers_that_do_not_train_are_left_alone() -> None:
-    module = built(DANN, ConvNet(10, 1, 4)).eval()
+    module = built(DANN, ConvNet(10, 1, 4))
+    module.views(halves(1))  # from here on the domains' running statistics differ
+    module.eval()
     batch = halves()
+    before = copy.deepcopy(module.state_dict())
     source, _ = module.views(batch)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     torch.testing.assert_close(source.features, module.features(batch.source.inputs))
 
 

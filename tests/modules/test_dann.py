@@ -383,7 +383,7 @@ def test_a_width_is_found_without_moving_statistics() -> None:
 def test_a_training_without_an_end_has_no_lambda() -> None:
     from lab.errors import UserError
 
-    with pytest.raises(UserError, match="λ rises over the steps of the training"):
+    with pytest.raises(UserError, match=r"needs its end: say trainer\.max_epochs or trainer\.max_steps"):
         trained(built(optimizer=partial(SGD, lr=0.1)), digits(), max_epochs=-1)
 
 

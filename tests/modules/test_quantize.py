@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from lab import Run, artifact, fit, load_recipe, quantization
+from lab import Run, artifact, fit, load_recipe, quantization, quantized
 from lab.assemble import open_stage
 from lab.callbacks.quantization import Quantization
 from lab.cli import main
@@ -288,7 +288,7 @@ class TestFiles:
         quantization.settle(network)
         weights, size = files(tmp_path, network)
         again = LeNet(10, (1, 28, 28)).eval()
-        quantization.restore(again, network.quantization)
+        quantized.restore(again, network.quantization)
         artifact.load_weights(again, weights)
         for name, tensor in network.state_dict().items():
             assert torch.equal(again.state_dict()[name], tensor), name
@@ -304,23 +304,23 @@ class TestFiles:
             network.body[0].weight[0, 0, 0, 0] += 1e-3
         weights, _ = files(tmp_path, network)
         assert "body.0.weight" in load_file(weights)
-        assert f"body.3.weight{quantization.STEPS}" in load_file(weights)
+        assert f"body.3.weight{quantized.STEPS}" in load_file(weights)
 
     @pytest.mark.parametrize("damage", ["short", "without a scale", "of no layer"])
     def test_that_are_damaged_are_refused(self, tmp_path: Path, damage: str) -> None:
         network = inserted(LeNet(10, (1, 28, 28)), torch.rand(8, 1, 28, 28))
         quantization.settle(network)
         weights, _ = files(tmp_path, network)
-        tensors, key = load_file(weights), f"body.3.weight{quantization.STEPS}"
+        tensors, key = load_file(weights), f"body.3.weight{quantized.STEPS}"
         if damage == "short":
             tensors[key] = tensors[key][:-1].clone()
         elif damage == "without a scale":
             del tensors["body.3.weight_scale"]
         else:
-            tensors[f"body.1.weight{quantization.STEPS}"] = tensors.pop(key)
+            tensors[f"body.1.weight{quantized.STEPS}"] = tensors.pop(key)
         save_file(tensors, weights)
         again = LeNet(10, (1, 28, 28))
-        quantization.restore(again, network.quantization)
+        quantized.restore(again, network.quantization)
         with pytest.raises(artifact.ArtifactError, match=r"body\.[13]"):
             artifact.load_weights(again, weights)
 
@@ -330,7 +330,7 @@ class TestFiles:
     def test_a_plan_of_another_network_is_refused(self, change: dict[str, Any]) -> None:
         network = inserted(LeNet(10, (1, 28, 28)), torch.rand(2, 1, 28, 28))
         with pytest.raises(ValueError, match=r"nothing|body\.0|none|no plan"):
-            quantization.restore(LeNet(10, (1, 28, 28)), {**network.quantization, **change})
+            quantized.restore(LeNet(10, (1, 28, 28)), {**network.quantization, **change})
 
 
 def recipe(folder: Path, quantize: str, *, epochs: int = 2, more: str = "", network: str = "convnet, width: 8") -> Any:

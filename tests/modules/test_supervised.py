@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lab import fit
 from lab.batch import UNLABELLED, Labelled
 from lab.datamodules.digits import Digits
+from lab.errors import UserError
 from lab.loggers.csv import CSV
 from lab.modules.supervised import Supervised, Terms
 from lab.networks.convnet import ConvNet
@@ -124,6 +126,15 @@ def test_a_schedule_ends_with_the_training() -> None:
     fitted = trainer(max_epochs=3, limit_train_batches=5)
     fitted.fit(own, datamodule=Digits())
     assert fitted.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_training_without_an_end_takes_the_schedules_that_need_none() -> None:
+    endless = {"max_epochs": -1, "limit_train_batches": 5}
+    stepped = trainer(**endless, callbacks=[EarlyStopping("val/accuracy", patience=0, mode="min")])
+    stepped.fit(module(optimizer=partial(SGD, lr=0.1), scheduler=partial(StepLR, step_size=1)), datamodule=Digits())
+    assert stepped.optimizers[0].param_groups[0]["lr"] < 0.1
+    with pytest.raises(UserError, match=r"needs its end: say trainer\.max_epochs or trainer\.max_steps"):
+        trainer(**endless).fit(module(optimizer=AdamW, scheduler=CosineAnnealingLR), datamodule=Digits())
 
 
 def test_a_plateau_watches_the_modules_metric() -> None:
