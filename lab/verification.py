@@ -14,7 +14,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from lab import recipe, run, stages, state, stopping, training
 from lab.api import load_recipe
 from lab.callbacks import Lean
 from lab.check import check
+from lab.fresh import Fresh
 from lab.registry import allow
 from lab.run import Run
 from lab.stages import StageFailed
@@ -89,15 +89,20 @@ def verify(
     ]  # fmt: skip
     plan = load_recipe(source, [*overrides, *short], imports=imports)
     whole = run.create(plan, folder / "whole", imports=imports)
-    for name in plan.stages:
-        stages.train_stage(whole, plan, name, watching=[Trace()])
-        trained = len(_read(whole.stage(name) / TRACE))
-        for place in sorted(set(places) or {batches // 2, batches, batches + 1}):
-            if 0 < place < trained:
-                yield Verdict(name, place, _broken(whole, name, place, folder / f"{name}-{place}"))
+    environment = {  # sums of other threads are rounded otherwise
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    with Fresh("lab.verification", environment) as fresh:
+        for name in plan.stages:
+            stages.train_stage(whole, plan, name, watching=[Trace()])
+            trained = len(_read(whole.stage(name) / TRACE))
+            for place in sorted(set(places) or {batches // 2, batches, batches + 1}):
+                if 0 < place < trained:
+                    yield Verdict(name, place, _broken(whole, name, place, folder / f"{name}-{place}", fresh))
 
 
-def _broken(whole: Run, name: str, place: int, folder: Path) -> str | None:
+def _broken(whole: Run, name: str, place: int, folder: Path, fresh: Fresh) -> str | None:
     """Train one stage with a break; the first difference to the whole training."""
     parted = Run(folder / whole.folder.parent.name / whole.id)
     shutil.copytree(whole.folder, parted.folder)
@@ -108,14 +113,9 @@ def _broken(whole: Run, name: str, place: int, folder: Path) -> str | None:
     with contextlib.suppress(stages.Terminated):
         stages.train_stage(parted, plan, name, watching=[Trace(), Leaves(place)])
         raise StageFailed(f"stage {name}: it did not stop after batch {place}", parted)
-    command = [sys.executable, "-P", "-m", "lab.verification", str(parted.folder), name, *parted.manifest["imports"]]
-    same = {  # sums of other threads are rounded otherwise
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
-    done = subprocess.run(command, env={**os.environ, **same}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    said = folder / "said.txt"
+    if code := fresh.call([str(parted.folder), name, *parted.manifest["imports"]], said):
+        last = said.read_text(encoding="utf-8").strip().splitlines() or [f"exit code {code}"]
         return f"cannot be resumed: {last[-1]}"
     return first_difference(whole, parted, name) or differing_metrics(results[name], parted.results["stages"][name])
 
@@ -228,13 +228,9 @@ def _read(path: Path) -> dict[tuple[int, int], dict[str, Any]]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m lab.verification RUN STAGE [PACKAGE...]``: go on with a stage, and note every batch."""
+    """Run, stage and imported packages: go on with the stage, and note every batch."""
     folder, name, *imports = arguments
     for package in imports:
         allow(package)
     this = Run(Path(folder))
     stages.train_stage(this, check(recipe.load(this.recipe)), name, watching=[Trace()])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
