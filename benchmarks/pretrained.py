@@ -18,7 +18,7 @@ from rich.table import Table
 from lab import fit
 from lab.statistics import estimate
 
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (3e-3, 1e-2, 3e-2)
 STAGES = ("tuned", "scratch")
 
 
@@ -34,7 +34,7 @@ def trained(stage: str, rate: float, seed: int, weights: Path, folder: str) -> d
 
 
 def main(seeds: int, weights: Path, folder: str) -> None:
-    table = Table("", "rate", "validation, by rate", "test, by seed", "test accuracy", title="300 labels, 64×64")
+    table = Table("", "rate", "validation, by rate", "test, by seed", "test accuracy", title="300 labels, 96×96")
     means = {}
     for stage in STAGES:
         validated = {rate: trained(stage, rate, 0, weights, folder)["val/accuracy"] for rate in RATES}

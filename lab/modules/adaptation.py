@@ -1,6 +1,6 @@
 """What all unsupervised domain adaptation shares: labelled source samples beside target samples without labels.
 
-Every step passes one batch of both domains, end to end, through the network's ``features`` and ``head``. The source's
+Every step passes one batch of both domains, in turns, through the network's ``features`` and ``head``. The source's
 half gives the task's loss; what the two halves' features say about each other, a technique adds::
 
     L = L_task(source) + alignment + λ(p) · w · 1/M Σ_m H(p_m)
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from lab import validators
 from lab.batch import Labelled, SourceTarget
 from lab.distributed import gathered, mean_of_all, summed
-from lab.domain_norm import SourceStatistics
+from lab.domain_norm import SourceStatistics, by_domain, in_turns
 from lab.modes import evaluating
 from lab.modules.supervised import Supervised, Terms
 from lab.objectives.classification import Classification
@@ -166,11 +166,11 @@ class Adaptation(Supervised):
 
     def views(self, batch: SourceTarget) -> tuple[View, View]:
         """Both domains in one pass through the network."""
-        size = len(batch.source)
-        with self.source_statistics.in_halves(self.network, size):
-            features = self.features(torch.cat([batch.source.inputs, batch.target.inputs]))  # (2B, F)
+        with self.source_statistics.in_turns(self.network):
+            features = self.features(in_turns(batch.source.inputs, batch.target.inputs))  # (2B, F)
             logits = self.head(features)  # (2B, K)
-        return View(features[:size], logits[:size]), View(features[size:], logits[size:])
+        source, target = map(View, by_domain(features), by_domain(logits))
+        return source, target
 
     def features(self, inputs: Tensor) -> Tensor:
         """``[B, ...]`` inputs to ``[B, F]``."""
