@@ -15,7 +15,7 @@ class Own(nn.BatchNorm2d):
     """A layer with a way of its own, as SyncBatchNorm is."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return super().forward(inputs)
+        return 2 * super().forward(inputs)
 
 
 LAYERS = {
