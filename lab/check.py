@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lab import signature
+from lab import signature, space
 from lab.document import Node, Place, Problem, RecipeError
 from lab.gates import Gate
 from lab.plan import FROM_OPTIONS, Component, From, Plan, Stage, Value
@@ -44,7 +44,7 @@ GIVEN: dict[str, dict[str, str]] = {
 }
 """What lab fills when a recipe leaves it out, by kind; ``seed`` and the data's facts are filled in every kind."""
 
-NOT_YET = {"sweep": "sweeps", "global_batch_size": "a global batch size"}
+NOT_YET = {"global_batch_size": "a global batch size"}
 FROZEN = "lab.artifact.Teacher"
 SHOWN_KEYS = 4
 """How many of a mapping's keys an error shows."""
@@ -74,9 +74,15 @@ def check(recipe: Recipe) -> Plan:
         finder.top_gates(recipe.top.mapping["require"], stages)
     finder.compared(complete)
     problems += finder.problems
+    swept = None
+    if (said := recipe.top.mapping.get("sweep")) is not None and said.value is not None:
+        try:
+            swept = space.read(said, order)
+        except RecipeError as cause:
+            problems += cause.problems
     if problems:
         raise RecipeError(once(problems))
-    return Plan(recipe.name, recipe.description, complete)
+    return Plan(recipe.name, recipe.description, complete, sweep=swept)
 
 
 def once(problems: Sequence[Problem]) -> list[Problem]:

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -44,9 +45,19 @@ class Fresh:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Have the process that waits end, and whatever it is at with it."""
-        self._waiting.terminate()
-        self._waiting.communicate()
+        """Have the process that waits end, and whatever it is at before it."""
+        self.end()
+        assert self._waiting.stdin is not None
+        assert self._waiting.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._waiting.stdin.close()
+        self._waiting.wait()
+        self._waiting.stdout.close()
+
+    def end(self) -> None:
+        """Have a call that is going on stopped, as by SIGTERM, and none begun any more."""
+        if self._waiting.poll() is None:
+            self._waiting.terminate()
 
     def call(self, arguments: Sequence[str], said: Path) -> int:
         """The exit code of ``main(arguments)``, 1 where it raised; ``said`` gets what it wrote to stderr.
@@ -66,19 +77,33 @@ class Fresh:
 
 
 def _wait(module: str) -> None:
-    """Import a module; fork, for every request, a process that calls it."""
+    """Import a module; fork, for every request, a process that calls it, until asked to end."""
+    child = 0
+
+    def end(*_: object) -> None:
+        if not child:
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        sys.stdin.close()
+
     die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that it waits for hears it too, and says how it ended
+    signal.signal(signal.SIGTERM, end)
     main = importlib.import_module(module).main
-    for line in sys.stdin:
+    while not sys.stdin.closed and (line := sys.stdin.readline()):
         *arguments, said = json.loads(line)
         child = os.fork()
         if not child:
             _be(main, arguments, said)
         _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        child = 0
+        with contextlib.suppress(BrokenPipeError):  # who asked has gone
+            print(os.waitstatus_to_exitcode(status), flush=True)
 
 
 def _be(main: Callable[[Sequence[str]], object], arguments: Sequence[str], said: str) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with_parent()
     nothing, errors = os.open(os.devnull, os.O_RDWR), os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream, file in enumerate((nothing, nothing, errors)):

@@ -71,11 +71,11 @@ class Gate:
             result: the stage's, as ``results.json`` has it.
             others: the results of those before it, by name.
         """
-        value, bound, said = _figure(result, self.metric), self.bound, ""
+        value, bound, said = figure(result, self.metric), self.bound, ""
         if value is None:
             return False, f"{self.metric} was not measured, {self} is required"
         if self.stage is not None:
-            other = _figure(others.get(self.stage, {}), self.metric)
+            other = figure(others.get(self.stage, {}), self.metric)
             if other is None:
                 return False, f"{self.metric} of {self.stage} was not measured, {self} is required"
             bound = OPERATIONS[self.operation](other, self.bound)
@@ -83,7 +83,8 @@ class Gate:
         return RELATIONS[self.relation](value, bound), f"{self.metric} is {value:.6g}, {self} is required{said}"
 
 
-def _figure(result: Mapping[str, Any], metric: str) -> float | None:
+def figure(result: Mapping[str, Any], metric: str) -> float | None:
+    """A stage's figure, by the name of a metric or of an entry of its results; None where it was not measured."""
     group, _, part = metric.partition("/")
     inner = result.get(group)
     within = inner.get(part) if isinstance(inner, Mapping) else None

@@ -19,6 +19,7 @@ from lab.recipe import INHERITED, ONLY_STAGE
 from lab.registry import Entry
 from lab.signature import Signature
 from lab.source import MISSING
+from lab.space import Sweep
 
 Value: TypeAlias = "Component | From | list[Value] | dict[str, Value] | Node"
 
@@ -152,12 +153,14 @@ class Plan:
 
     Args:
         stages: in dependency order.
+        sweep: what ``lab sweep`` looks for; a run of its own has none.
     """
 
     name: str
     description: str
     stages: dict[str, Stage]
     gates: dict[str, list[Gate]] = field(default_factory=dict)
+    sweep: Sweep | None = None
 
     def resolved(self, folder: Path | None = None) -> dict[str, Any]:
         """The whole recipe as plain data that runs again: merged, with literal defaults, what is shared said once.

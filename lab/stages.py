@@ -86,8 +86,11 @@ def fit(
     return _train_all(this, plan)
 
 
-def resume(this: Run) -> Run:
+def resume(this: Run, *, watching: Sequence[Callback] = ()) -> Run:
     """Go on with a run where it was left: finished stages stay, an unfinished one goes on from its last state.
+
+    Args:
+        watching: callbacks beside the recipe's, of stages on one process.
 
     Raises:
         UserError: the run has ended, or another process writes to it.
@@ -99,7 +102,7 @@ def resume(this: Run) -> Run:
     check_types(plan)
     for line in run.changed_since(this):
         rank_zero_warn(f"the run may go on otherwise than it would have: {line}")
-    return _train_all(this, plan)
+    return _train_all(this, plan, watching)
 
 
 def extend(source: Run, overrides: Sequence[str], *, command: Sequence[str] = (), imports: Sequence[str] = ()) -> Run:
@@ -140,7 +143,7 @@ def extend(source: Run, overrides: Sequence[str], *, command: Sequence[str] = ()
     return _train_all(this, plan)
 
 
-def _train_all(this: Run, plan: Plan) -> Run:
+def _train_all(this: Run, plan: Plan, watching: Sequence[Callback] = ()) -> Run:
     """Every stage that has not finished; a stage that missed a gate closes all that need it."""
     with this.lock(), stopping.listening():
         fingerprint.pin(plan)
@@ -154,7 +157,7 @@ def _train_all(this: Run, plan: Plan) -> Run:
                 continue
             result = known.get(name, {})
             if result.get("status") not in ("finished", "gated"):
-                result = _run_stage(this, plan, name)
+                result = _run_stage(this, plan, name, watching)
             if result["missed"]:
                 closed.add(name)
         this.record("gated" if closed else "finished")

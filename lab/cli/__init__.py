@@ -18,7 +18,7 @@ from lab.errors import UserError
 
 COMMANDS = (
     "fit", "resume", "test", "validate", "predict", "export", "bench", "check", "show", "list", "describe", "new",
-    "runs", "compare", "verify-resume",
+    "runs", "compare", "sweep", "verify-resume",
 )  # fmt: skip
 """Every command; ``lab/cli/<command>.py`` has it (``list`` is in ``listing.py``: the word is Python's)."""
 _FILES = {"list": "listing", "verify-resume": "verify_resume"}
