@@ -89,7 +89,8 @@ class Functional:
 
     def train(self, mode: bool = True) -> None:
         """Whether dropout drops."""
-        self._whole.train(mode)
+        if mode != self._whole.training:
+            self._whole.train(mode)
 
     def __call__(self, weights: Mapping[str, Tensor], inputs: Tensor, part: str = "forward") -> Tensor:
         """The network's outputs for ``[B, ...]`` inputs.

@@ -40,6 +40,7 @@ ALIKE = 0.05
 """Squared distance of two characters' images, by the sum of their squared lengths, mean over typefaces."""
 UNUSABLE = ("LastResort", "cm", "STIXSiz", "STIXNonUni")
 FACES = 16
+SCRIPTS = ("latin", "cyrillic", "greek", "armenian", "georgian", "lao")
 
 
 class Glyphs(LabelledData):
@@ -65,6 +66,9 @@ class Glyphs(LabelledData):
         super().__init__(**labelled)
         if both := set(val_scripts) & set(test_scripts):
             raise ValueError(f"{min(both)} is in val_scripts and in test_scripts")
+        for script in (*val_scripts, *test_scripts):
+            if script not in SCRIPTS:
+                raise ValueError(f"there is no script '{script}'{nearest(script, SCRIPTS)}")
         self.faces = faces
         self.val_scripts = val_scripts
         self.test_scripts = test_scripts
@@ -81,9 +85,6 @@ class Glyphs(LabelledData):
         characters, targets = tensors["characters"].unique(return_inverse=True)
         self.classes = [unicodedata.name(chr(code)) for code in characters.tolist()]
         scripts = [name.split()[0].lower() for name in self.classes]
-        for script in (*self.val_scripts, *self.test_scripts):
-            if script not in scripts:
-                raise ValueError(f"there is no script '{script}'{nearest(script, sorted(set(scripts)))}")
         self.class_splits = {"train": [], "val": [], "test": []}
         for number, script in enumerate(scripts):
             split = "test" if script in self.test_scripts else "val" if script in self.val_scripts else "train"
@@ -136,7 +137,7 @@ def _is_letter(character: str) -> bool:
     return (
         unicodedata.category(character) in ("Lu", "Ll", "Lo")
         and not unicodedata.decomposition(character)
-        and unicodedata.name(character).split()[0] not in ("TURNED", "ROMAN")
+        and unicodedata.name(character).split()[0].lower() in SCRIPTS
     )
 
 
