@@ -225,7 +225,8 @@ class EpisodicData(LightningDataModule, ABC):
         """The test's tasks; or the user's own one, as many of its queries a batch as test tasks have tasks."""
         if self.support is None or self.path is None:
             return self.test_dataloader()
-        support, query = self.own(self.support, self.path)
+        with torch.inference_mode(mode=False):  # files are read by threads, which are in no such mode
+            support, query = self.own(self.support, self.path)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         return _Own(support, query, self.eval_batch_size, rank, world)
 

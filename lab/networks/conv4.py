@@ -28,7 +28,7 @@ class Conv4(nn.Module):
         norm: ``batch``, ``group`` (of 8 channels each, or all in one), ``layer``, ``instance`` or ``none``.
 
     Raises:
-        ValueError: the inputs are no images, or pooling leaves nothing of them.
+        ValueError: the inputs are no images, pooling leaves nothing of them, or ``instance`` one pixel to normalise.
     """
 
     @checked
@@ -54,6 +54,8 @@ class Conv4(nn.Module):
             stride = 2 if downsample == "stride" else 1
             sides = [-(-side // stride) for side in sides]
             self.body.append(nn.Conv2d(channels, width, 3, stride=stride, padding=1))
+            if norm == "instance" and sides == [1, 1]:
+                raise ValueError("conv4 leaves one pixel of these images, which instance norm makes zero: norm: group")
             if norm != "none":
                 self.body.append(_normalisation(norm, width, sides))
             self.body.append(nn.ReLU())
