@@ -102,9 +102,7 @@ class Functional:
         named = {f"network.{name}": tensor for name, tensor in weights.items()}
         return cast(Tensor, functional_call(self._whole, named, (inputs, part)))
 
-    def queried(
-        self, weights: Mapping[str, Tensor], support: Tensor, query: Tensor, part: str = "forward"
-    ) -> Tensor:
+    def queried(self, weights: Mapping[str, Tensor], support: Tensor, query: Tensor, part: str = "forward") -> Tensor:
         """Outputs for queries ``[Q, ...]``, of a task whose support set is ``[S, ...]``."""
         if not (self.normalises and self.batch_norm == "task"):
             return self(weights, query, part)

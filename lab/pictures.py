@@ -433,7 +433,9 @@ def adapted(
             order = asked[task].argsort()
             x = asked[task][order]
             ax.plot(x, true[task][order], color=INK, alpha=0.5, linewidth=1, label="true")
-            for place, (name, color) in enumerate((("before", COLORS[7]), ("1 step", COLORS[1]), ("all steps", COLORS[0]))):
+            for place, (name, color) in enumerate(
+                (("before", COLORS[7]), ("1 step", COLORS[1]), ("all steps", COLORS[0]))
+            ):
                 ax.plot(x, found[task, place][order], color=color, linewidth=1.2, label=name)
             ax.plot(points[task], values[task], "o", color=INK, markersize=3.5)
             ax.set_title(f"task {task + 1}")

@@ -76,6 +76,7 @@ def fastest(measure: Measure, tasks: int) -> Choice:
 
 def trace(step: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[..., Any]:
     """A function of tensors, its gradients included, as one compiled program for arguments of these shapes."""
-    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.proxy_tensor import make_fx  # half a second
 
-    return torch.compile(make_fx(step)(*arguments), **options)
+    compiled: Callable[..., Any] = torch.compile(make_fx(step)(*arguments).forward, **options)
+    return compiled

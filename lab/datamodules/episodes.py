@@ -93,7 +93,9 @@ class Episodes(EpisodicData):
         source.setup("fit")
         if source.objective != "classification":
             raise ValueError(f"episodes are made of classes, {type(source).__name__} has none")
-        parts = [part[part.labelled.nonzero().squeeze(1)] for part in (source.train, source.val, source.test) if len(part)]
+        parts = [
+            part[part.labelled.nonzero().squeeze(1)] for part in (source.train, source.val, source.test) if len(part)
+        ]
         samples = joined([Labelled(part.inputs, part.targets) for part in parts])
         self.input_shape, self.in_channels = tuple(samples.inputs.shape[1:]), int(samples.inputs.shape[1])
         if self.rotations and (len(self.input_shape) != 3 or self.input_shape[1] != self.input_shape[2]):
@@ -145,7 +147,7 @@ class Episodes(EpisodicData):
         known, asked = (_loaded(Images(path=folder, **given)) for folder in (support, path))
         if not bool(known.labelled.all()):
             raise UserError(f"{support}: a support set has a folder for each class, its images lie beside each other")
-        if (classes := len(known.targets.unique())) > self.ways:
+        if (classes := len(torch.unique(known.targets))) > self.ways:
             raise UserError(
                 f"{support} has {classes} classes, the network answers for {self.ways} (data.ways): "
                 f"take at most {self.ways}, or train it with more"
@@ -199,7 +201,10 @@ def _loaded(images: Images) -> Labelled:
         splits = images.load()
     except (ValueError, OSError) as cause:
         raise UserError(str(cause)) from cause
-    return Labelled(pixels(_all([part.inputs for part in splits if part is not None])), _all([part.targets for part in splits if part is not None]))
+    return Labelled(
+        pixels(_all([part.inputs for part in splits if part is not None])),
+        _all([part.targets for part in splits if part is not None]),
+    )
 
 
 def _all(parts: list[Tensor]) -> Tensor:

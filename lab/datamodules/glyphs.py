@@ -82,7 +82,7 @@ class Glyphs(LabelledData):
     def load(self) -> Labelled:
         """All of them, in the order of their code points."""
         tensors = _glyphs(self.faces)
-        characters, targets = tensors["characters"].unique(return_inverse=True)
+        characters, targets = torch.unique(tensors["characters"], return_inverse=True)
         self.classes = [unicodedata.name(chr(code)) for code in characters.tolist()]
         scripts = [name.split()[0].lower() for name in self.classes]
         self.class_splits = {"train": [], "val": [], "test": []}
@@ -111,7 +111,9 @@ def _drawn(faces: int) -> dict[str, Tensor]:
         for code in letters:
             if code in codes and (image := _image(font, chr(code))) is not None:
                 images[code, face] = image
-    kept = sorted((code, face) for code in _unlike(images, letters) for face in range(len(files)) if (code, face) in images)
+    kept = sorted(
+        (code, face) for code in _unlike(images, letters) for face in range(len(files)) if (code, face) in images
+    )
     return {
         "images": torch.from_numpy(np.stack([images[key] for key in kept])),
         "characters": torch.tensor([code for code, _ in kept]),
@@ -147,7 +149,7 @@ def _image(font: FreeTypeFont, character: str) -> NDArray[np.uint8] | None:
 
     mask: Any = font.getmask(character, mode="L")
     ink = np.asarray(mask, dtype=np.uint8).reshape(mask.size[::-1])
-    rows, columns = ink.any(1).nonzero()[0], ink.any(0).nonzero()[0]
+    rows, columns = (np.flatnonzero(ink.max(axis)) for axis in (1, 0))
     if not len(rows):
         return None
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -50,7 +50,11 @@ def adapted(
     yield weights
     for step in range(steps):
         gradients = torch.autograd.grad(
-            loss(weights), list(weights.values()), create_graph=not first_order, allow_unused=True, materialize_grads=True
+            loss(weights),
+            list(weights.values()),
+            create_graph=not first_order,
+            allow_unused=True,
+            materialize_grads=True,
         )
         weights = {
             name: weight - rate(name, step) * gradient
@@ -148,9 +152,7 @@ class MAML(MetaLearner):
             found.append(self.query_outputs(leaves, theta, batch).detach())
         return found
 
-    def learnt(
-        self, parameters: Weights, batch: Episodes, steps: int, *, first_order: bool
-    ) -> Iterator[Weights]:
+    def learnt(self, parameters: Weights, batch: Episodes, steps: int, *, first_order: bool) -> Iterator[Weights]:
         """θ_0, … θ_n of each task ``[T, ...]``."""
         tasks, support = len(batch), batch.support
         start = {name: parameters[f"network.{name}"] for name, _ in network_parameters(self.network, self.adapts)}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -58,7 +58,7 @@ class _Given(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(upstream * gradient for gradient in ctx.gradients)
+        return None, None, *torch._foreach_mul(ctx.gradients, upstream)
 
 
 def losses_of(objective: Objective, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -108,6 +108,7 @@ class MetaLearner(Supervised):
 
     consumes = Episodes
     unsaved: ClassVar[tuple[str, ...]] = ("_function", "_programs", "_options", "_episodes", "_examples", "_found")
+
     @checked
     def __init__(
         self,
@@ -187,9 +188,7 @@ class MetaLearner(Supervised):
         """
         return self._mapped(partial(self._function, part=part), weights, own, inputs)
 
-    def queried(
-        self, weights: Weights, batch: Episodes, own: Sequence[str] = (), part: str = "forward"
-    ) -> Tensor:
+    def queried(self, weights: Weights, batch: Episodes, own: Sequence[str] = (), part: str = "forward") -> Tensor:
         """``[T, Q, K]``, the outputs for the queries of tasks."""
         inputs = batch.support.inputs, batch.query.inputs
         return self._mapped(partial(self._function.queried, part=part), weights, own, *inputs)
@@ -330,38 +329,56 @@ class MetaLearner(Supervised):
         for begin in range(0, len(batch), chunk):
             part = batch[begin : begin + chunk] if len(batch) > chunk else batch
             tensors = [part.support.inputs, part.support.targets, part.query.inputs, part.query.targets]
-            step = self._program(parameters, tensors, extra) if compiled and self._options is not None else self._step
-            loss, found = step(parameters, tensors, *extra)
+            given = (parameters, tensors, extra, len(batch))
+            loss, found = self._run(*given) if compiled and self._options is not None else self._step(*given)
             total = loss if total is None else total + loss
             if gradients:
                 torch._foreach_add_(gradients, found)
             else:
                 gradients = list(found)
         assert total is not None
-        if len(batch) > 1:
-            torch._foreach_div_(gradients, len(batch))
-        return total / len(batch), gradients
+        return total, gradients
 
-    def _step(self, parameters: Weights, tensors: list[Tensor], *extra: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _step(
+        self, parameters: Weights, tensors: Sequence[Tensor], extra: Sequence[Tensor], total: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """A chunk's part of the means over ``total`` tasks."""
         trainable = set(self._trainable)
         with torch.enable_grad():
             leaves = {n: p.detach().requires_grad_() if n in trainable else p for n, p in parameters.items()}
-            return self.given(leaves, Episodes(Labelled(*tensors[:2]), Labelled(*tensors[2:])), *extra)
+            loss, gradients = self.given(leaves, Episodes(Labelled(*tensors[:2]), Labelled(*tensors[2:])), *extra)
+        return loss / total, list(torch._foreach_div(gradients, total))
 
-    def _program(self, parameters: Weights, tensors: list[Tensor], extra: tuple[Tensor, ...]) -> Any:
-        key = tuple((tuple(t.shape), t.dtype, t.device) for t in (*tensors, *extra)), self.training
-        if key not in self._programs:
-            assert self._options is not None
-            try:
-                self._programs[key] = trace(self._step, (parameters, tensors, *extra), self._options)
-                self._programs[key](parameters, tensors, *extra)
-            except Exception as cause:  # whatever compilers raise
-                raise UserError(
-                    f"the step cannot be compiled: {type(cause).__name__}: {str(cause).strip().splitlines()[0]}; "
-                    "`callbacks: {compile: null}` trains without, and numbers are the same (a C++ compiler such as "
-                    "g++ is needed on CPUs)"
-                ) from cause
-        return self._programs[key]
+    def _run(
+        self, parameters: Weights, tensors: Sequence[Tensor], extra: Sequence[Tensor], total: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same, compiled; anew for tensors of other shapes."""
+        key = *(tensor.shape for tensor in (*tensors, *extra)), tensors[0].dtype, total, self.training
+        program = self._programs.get(key)
+        if program is None:
+            program = self._programs[key] = self._compiled(parameters, tensors, extra, total)
+        found: tuple[Tensor, list[Tensor]] = program(*parameters.values(), *tensors, *extra)
+        return found
+
+    def _compiled(self, parameters: Weights, tensors: Sequence[Tensor], extra: Sequence[Tensor], total: int) -> Any:
+        names, count = list(parameters), len(parameters)
+
+        def flat(*given: Tensor) -> tuple[Tensor, list[Tensor]]:
+            weights = dict(zip(names, given[:count], strict=True))
+            return self._step(weights, given[count : count + 4], given[count + 4 :], total)
+
+        assert self._options is not None
+        given = (*parameters.values(), *tensors, *extra)
+        try:
+            program = trace(flat, given, self._options)
+            program(*given)
+        except Exception as cause:  # whatever compilers raise
+            raise UserError(
+                f"the step cannot be compiled: {type(cause).__name__}: {str(cause).strip().splitlines()[0]}; "
+                "`callbacks: {compile: null}` trains without, and numbers are the same (on CPUs a C++ compiler such as "
+                "g++ is needed)"
+            ) from cause
+        return program
 
     def _chunk(self, purpose: str, batch: Episodes) -> int:
         """How many tasks at once; decided at the first batch."""
@@ -483,8 +500,8 @@ def _cloned(batch: Episodes) -> Episodes:
     """A batch that gradients can be found with, wherever it was made."""
 
     def one(part: Labelled) -> Labelled:
-        named: Mapping[str, Tensor | None] = vars(part)
-        return Labelled(**{key: None if value is None else value.clone() for key, value in named.items()})
+        index, task = (None if value is None else value.clone() for value in (part.index, part.task))
+        return Labelled(part.inputs.clone(), part.targets.clone(), index, task)
 
     with torch.inference_mode(mode=False):
         return Episodes(one(batch.support), one(batch.query))

@@ -27,7 +27,15 @@ def data() -> Episodes:
 
 
 def made(**arguments: Any) -> Episodes:
-    given = {"ways": 2, "shots": 3, "queries": 4, "batch_size": 5, "episodes": 40, "test_episodes": 30, "val_episodes": 10}
+    given = {
+        "ways": 2,
+        "shots": 3,
+        "queries": 4,
+        "batch_size": 5,
+        "episodes": 40,
+        "test_episodes": 30,
+        "val_episodes": 10,
+    }
     given |= {"val_classes": 0.2, "test_classes": 0.3, **arguments}
     data = Episodes(source=Digits(), **given)
     data.prepare_data()
@@ -64,7 +72,11 @@ def test_samples_are_those_of_their_class_and_classes_are_split(data: Episodes) 
     source, seen = data.source, {}
     pool = torch.cat([part.targets for part in (source.train, source.val, source.test)])
     images = torch.cat([part.inputs for part in (source.train, source.val, source.test)])
-    for split, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader()), ("test", data.test_dataloader())):
+    for split, loader in (
+        ("train", data.train_dataloader()),
+        ("val", data.val_dataloader()),
+        ("test", data.test_dataloader()),
+    ):
         seen[split] = set()
         for batch in loader:
             for part in (batch.support, batch.query):
@@ -143,7 +155,9 @@ def test_blocks_are_drawn_far_faster_than_tasks_are_learnt() -> None:
 def test_sinusoids_are_the_papers() -> None:
     data = Sinusoid(test_episodes=2000, eval_batch_size=2000)
     [batch] = list(data.test_dataloader())
-    points, amplitude, phase = (data.draw("train", torch.Generator().manual_seed(0), 4000)[place] for place in (0, 2, 3))
+    points, amplitude, phase = (
+        data.draw("train", torch.Generator().manual_seed(0), 4000)[place] for place in (0, 2, 3)
+    )
     for values, low, high in ((points, -5, 5), (amplitude, 0.1, 5), (phase, 0, torch.pi)):
         assert low <= float(values.min()) < low + 0.02 * (high - low)
         assert high - 0.02 * (high - low) < float(values.max()) <= high
@@ -165,7 +179,7 @@ def test_glyphs_are_many_letters_whose_scripts_are_split() -> None:
     scripts = {split: {glyphs.classes[k].split()[0] for k in classes} for split, classes in glyphs.class_splits.items()}
     assert scripts == {"train": {"LATIN", "CYRILLIC"}, "val": {"GREEK"}, "test": {"ARMENIAN", "GEORGIAN", "LAO"}}
     targets = torch.cat([part.targets for part in (glyphs.train, glyphs.val, glyphs.test)])
-    assert 8 <= int(targets.bincount().min())
+    assert int(targets.bincount().min()) >= 8
     assert int(targets.bincount().max()) <= 16
     assert "LATIN CAPITAL LETTER A" in glyphs.classes
     assert "GREEK CAPITAL LETTER ALPHA" not in glyphs.classes
@@ -190,7 +204,9 @@ def test_rotations_turn_whole_classes_of_training_tasks_only() -> None:
     for one, other in zip(plain.train_dataloader(), turned.train_dataloader(), strict=True):
         for task in range(len(one)):
             for way in (0, 1):
-                before, after = (torch.cat([b.support.inputs[task, way::2], b.query.inputs[task, way::2]]) for b in (one, other))
+                before, after = (
+                    torch.cat([b.support.inputs[task, way::2], b.query.inputs[task, way::2]]) for b in (one, other)
+                )
                 turns = [turn for turn in range(4) if torch.equal(before.rot90(turn, (-2, -1)), after)]
                 assert turns
                 some += turns != [0]

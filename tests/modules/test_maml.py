@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.optim import SGD, Adam
+from torch.optim import SGD
 
 from lab import fit
 from lab.batch import Episodes, Labelled
@@ -25,7 +24,6 @@ from lab.callbacks.execution import Compile
 from lab.datamodules.sinusoid import Sinusoid
 from lab.errors import UserError
 from lab.modules.maml import MAML, adapted, importance
-from lab.networks.conv4 import Conv4
 from lab.networks.mlp import MLP
 from lab.objectives.classification import Classification
 from lab.objectives.regression import Regression
@@ -145,12 +143,18 @@ def test_the_first_order_gradient_is_the_gradient_at_the_adapted_weights() -> No
     _, gradients = module.meta_gradient(batch)
     total = [torch.zeros_like(gradient) for gradient in gradients]
     for task in range(len(batch)):
-        fast = {name: parameter.detach().clone().requires_grad_() for name, parameter in module.network.named_parameters()}
+        fast = {
+            name: parameter.detach().clone().requires_grad_() for name, parameter in module.network.named_parameters()
+        }
         for _ in range(3):
-            loss = F.cross_entropy(functional_call(module.network, fast, (batch.support.inputs[task],)), batch.support.targets[task])
+            loss = F.cross_entropy(
+                functional_call(module.network, fast, (batch.support.inputs[task],)), batch.support.targets[task]
+            )
             found = torch.autograd.grad(loss, list(fast.values()))
             fast = {n: (w - 0.3 * g).detach().requires_grad_() for (n, w), g in zip(fast.items(), found, strict=True)}
-        loss = F.cross_entropy(functional_call(module.network, fast, (batch.query.inputs[task],)), batch.query.targets[task])
+        loss = F.cross_entropy(
+            functional_call(module.network, fast, (batch.query.inputs[task],)), batch.query.targets[task]
+        )
         for sums, part in zip(total, torch.autograd.grad(loss, list(fast.values())), strict=True):
             sums += part / len(batch)
     assert apart(gradients, total) <= 1e-12

@@ -60,11 +60,17 @@ def test_anil_is_maml_whose_features_do_not_move(execution: str) -> None:
     for task in range(len(batch)):
         fast = dict(weights)
         for _ in range(3):
-            loss = F.cross_entropy(functional_call(network, fast, (batch.support.inputs[task],)), batch.support.targets[task])
+            loss = F.cross_entropy(
+                functional_call(network, fast, (batch.support.inputs[task],)), batch.support.targets[task]
+            )
             head = {name: fast[name] for name in fast if name.startswith("head")}
             found = torch.autograd.grad(loss, list(head.values()), create_graph=True)
             fast |= {name: weight - 0.5 * g for (name, weight), g in zip(head.items(), found, strict=True)}
-        total = total + F.cross_entropy(functional_call(network, fast, (batch.query.inputs[task],)), batch.query.targets[task]) / 3
+        total = (
+            total
+            + F.cross_entropy(functional_call(network, fast, (batch.query.inputs[task],)), batch.query.targets[task])
+            / 3
+        )
     loss, gradients = module.meta_gradient(batch)
     assert float(loss) == pytest.approx(float(total.detach()), rel=1e-12)
     assert close(gradients, list(torch.autograd.grad(total, list(weights.values()))))
@@ -195,9 +201,16 @@ def test_all_of_conv4_is_the_same_vectorised_and_looped(kind: Any, norm: str) ->
     assert close(found[0], found[1], 1e-10)
 
 
-@pytest.mark.parametrize(("name", "said"), [("anil", {"inner_lr": 0.5}), ("reptile", {"inner_lr": 0.5}), ("protonet", {})])
+@pytest.mark.parametrize(
+    ("name", "said"), [("anil", {"inner_lr": 0.5}), ("reptile", {"inner_lr": 0.5}), ("protonet", {})]
+)
 def test_each_learns_real_tasks(name: str, said: dict[str, Any], tmp_path: Path) -> None:
-    module = {"name": name, "network": {"name": "mlp", "hidden": [32]}, "optimizer": {"name": "adam", "lr": 0.01}, **said}
+    module = {
+        "name": name,
+        "network": {"name": "mlp", "hidden": [32]},
+        "optimizer": {"name": "adam", "lr": 0.01},
+        **said,
+    }
     found = []
     for batches in (0, 1.0):
         run = fit({
