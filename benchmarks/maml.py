@@ -140,12 +140,11 @@ def sinusoids(turns: int) -> None:
         }
         speed = in_turns(ways, batches, turns, 1.0)
         speed["fit"], speed["fit eager"] = (fitted(steps, max(turns // 2, 1), compiled=flag) for flag in (True, False))
-        loop = speed["loop"]
-        print(ROW.format(
-            f"sinusoid, 25 tasks, {steps} step{'s' * (steps > 1)}", *(f"{speed[k]:.0f}" for k in ("loop", "eager", "compiled")),
-            *(f"{speed[k] / loop:.1f}×" for k in ("eager", "compiled")), *(f"{speed[k]:.0f}" for k in ("fit eager", "fit")),
-            *(f"{speed[k] / loop:.1f}×" for k in ("fit eager", "fit")),
-        ), flush=True)  # fmt: skip
+        cells = [f"{speed['loop']:.0f}"]
+        for pair in (("eager", "compiled"), ("fit eager", "fit")):
+            cells += [f"{speed[way]:.0f}" for way in pair]
+            cells += [f"{speed[way] / speed['loop']:.1f}×" for way in pair]
+        print(ROW.format(f"sinusoid, 25 tasks, {steps} step{'s' * (steps > 1)}", *cells), flush=True)
 
 
 def convolutions(turns: int) -> None:
@@ -174,9 +173,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     seed_everything(0, verbose=False)
-    print(
-        f"iterations a second, medians of {options.turns} turns, {options.threads} thread(s), torch {torch.__version__}\n"
-    )
+    print(f"iterations a second, medians of {options.turns} turns, {options.threads} thread(s)\n")
     print(ROW.format("", "loop", "eager", "compiled", "/loop", "/loop", "fit eager", "fit", "/loop", "/loop"))
     print("|---" * 10 + "|", flush=True)
     if "sinusoid" in options.what or not options.what:

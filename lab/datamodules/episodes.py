@@ -140,7 +140,7 @@ class Episodes(EpisodicData):
         )
 
     def own(self, support: Path, path: Path) -> tuple[Labelled, Labelled]:
-        """A folder with a folder of images for each class, and one of images; as large and as colourful as the source's."""
+        """A folder with a folder of images for each class, and one of images, made like the source's."""
         if len(self.input_shape) != 3 or self.in_channels not in (1, 3):
             raise UserError(f"a support folder has images, {type(self.source).__name__} has inputs {self.input_shape}")
         given: Any = {"channels": self.in_channels, "size": self.input_shape[1:], "in_memory": True}

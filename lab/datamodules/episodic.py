@@ -10,6 +10,7 @@ Training takes only whole global batches; validation and test take every episode
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -273,7 +274,7 @@ class _Own(Positioned[Episodes]):
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 
     def __len__(self) -> int:
-        return -(-len(self.query) // (self.batch_size * self.world_size))
+        return math.ceil(len(self.query) / (self.batch_size * self.world_size))
 
     def _serve(self, epoch: int, first: int) -> Iterator[Episodes]:
         for step in range(first, len(self)):

@@ -2,8 +2,8 @@
 
 Classes are characters: letters that Unicode composes of nothing else, in at least ``faces`` of the typefaces. What
 looks alike is one class: of two characters that are drawn nearly the same in the typefaces that have both, such as the
-Latin, Greek and Cyrillic A, only the first by code point stays. Each is drawn at one size a typeface, so that small letters
-are small, its ink in the middle. To draw them takes seconds, so they are cached (see ``lab.datamodules.cache``).
+Latin, Greek and Cyrillic A, only the first by code point stays. All are drawn at one size, so that small letters are
+small, their ink in the middle. To draw them takes seconds, so they are cached (see ``lab.datamodules.cache``).
 
 For few-shot learning the classes are split by script: Latin and Cyrillic to learn from, Greek to validate on,
 Armenian, Georgian and Lao to be tested on, none of which is seen before.

@@ -1,7 +1,8 @@
 """Meta-learning: what the techniques share that learn from tasks how to learn a new one from a few samples.
 
 A batch is T tasks, each with a support set and a query set. A technique says what it loses on each task
-(:meth:`MetaLearner.task_losses`) and what it answers after 0, 1, … n steps of adaptation (:meth:`MetaLearner.answered`).
+(:meth:`MetaLearner.task_losses`) and what it answers after 0, 1, … n steps of adaptation
+(:meth:`MetaLearner.answered`).
 The meta-gradient is the mean over the tasks; tasks are computed in chunks (:mod:`lab.vectorization`), each with weights
 of its own (:mod:`lab.functional`). It is found in the step itself, and given to autograd as the loss's gradient: so
 DDP, clipping, schedules, accumulation and averages work as with any loss.
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RUNNING = (
-    "batch_norm: running has no meaning here: running statistics would be a mixture of all tasks, of weights before and "
-    "after adaptation. `transductive` normalises by the samples that are asked about, `task` by the task's support set"
+    "batch_norm: running has no meaning here: running statistics would be a mixture of all tasks, and of weights before "
+    "and after adaptation. `transductive` normalises by the samples that are asked about, `task` by the task's support set"
 )
 
 
@@ -96,8 +97,8 @@ class MetaLearner(Supervised):
         network: inputs ``[B, ...]`` to outputs ``[B, K]``.
         objective: what the outputs should be; the data's own where it is left out.
         optimizer: of the meta-gradient; waits for the parameters.
-        batch_norm: by what batch normalisation normalises: ``transductive``, the samples that are asked about; ``task``,
-            the task's support set. ``running`` is refused.
+        batch_norm: by what batch normalisation normalises: ``transductive``, the samples that are asked about;
+            ``task``, the task's support set. ``running`` is refused.
         execution: ``vmap`` computes tasks in one call, ``loop`` one by one, ``auto`` as a short measurement at the
             first step says. The numbers are the same.
         chunk_size: how many tasks in one call, at most; all of a batch where it is None.

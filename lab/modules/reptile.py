@@ -1,14 +1,14 @@
 """Reptile: weights move towards those that tasks are learnt with.
 
 A. Nichol, J. Achiam, J. Schulman: On First-Order Meta-Learning Algorithms, arXiv:1803.02999, algorithm 2. A task's
-weights φ_i come from n = ``inner_steps`` of gradient descent from θ, α = ``inner_lr``, on *all* its samples, support and
-query sets alike, ``inner_batch`` of them at a step (all where it is None), one after the other; with T tasks a batch::
+weights φ_i come from n = ``inner_steps`` of gradient descent from θ, α = ``inner_lr``, on *all* its samples, support
+and query sets alike, ``inner_batch`` of them at a step (all where it is None), one after the other; with T tasks::
 
     θ ← θ + ε 1/T Σ_i (φ_i − θ)
 
-−(φ − θ) stands for the gradient, so that ε is the optimizer's learning rate with ``sgd``; other optimizers take it as they
-take any gradient. There is no loss that it is the gradient of: what is logged is the mean loss over the inner steps. In
-evaluation a task is learnt from its support set alone, by ``test_steps`` with all of it each. Departure: the inner
+−(φ − θ) stands for the gradient, so that ε is the optimizer's learning rate with ``sgd``; other optimizers take it as
+they take any gradient. There is no loss that it is the gradient of: what is logged is the mean loss over the inner
+steps. In evaluation a task is learnt from its support set alone, by ``test_steps`` with all of it each. Departure: the inner
 optimizer is plain gradient descent, in the paper Adam without momentum.
 """
 

@@ -86,7 +86,7 @@ def test_samples_are_those_of_their_class_and_classes_are_split(data: Episodes) 
                 assert torch.equal(images[part.index], part.inputs)
                 seen[split] |= set(classes.flatten().tolist())
     assert {split: set(classes) for split, classes in data.split_classes.items()} == seen
-    assert sorted(sum(data.split_classes.values(), [])) == list(range(10))
+    assert sorted(k for classes in data.split_classes.values() for k in classes) == list(range(10))
 
 
 def test_a_class_takes_every_place() -> None:
@@ -224,7 +224,7 @@ def test_rotations_turn_whole_classes_of_training_tasks_only() -> None:
         ({"ways": 3}, r"ways=3, but there are 2 val classes of Digits's 10"),
         ({"ways": 4, "val_episodes": 0}, r"ways=4, but there are 3 test classes"),
         ({"ways": 6}, r"ways=6, but there are 5 train classes"),
-        ({"shots": 100, "queries": 90}, r"shots=100 and queries=90 are 190 samples of a class, but train class \d has 1\d\d"),
+        ({"shots": 100, "queries": 90}, r"shots=100 and queries=90 are 190 samples of a class, but train class"),
         ({"eval_queries": 500}, r"shots=3 and eval_queries=500 are 503 samples of a class, but val class"),
         ({"ways": 1}, "greater than or equal to 2"),
         ({"val_classes": 0.7}, "leave no class to learn from"),
@@ -255,8 +255,8 @@ def drawn(folder: Path, names: list[str], count: int = 3) -> Path:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> str:
     run = fit({
-        "data": {"name": "episodes", "source": "digits", "ways": 3, "val_episodes": 4, "test_episodes": 4, "episodes": 8,
-                 "val_classes": 0.3, "test_classes": 0.3, "queries": 2, "batch_size": 4},
+        "data": {"name": "episodes", "source": "digits", "ways": 3, "val_episodes": 4, "test_episodes": 4,
+                 "episodes": 8, "val_classes": 0.3, "test_classes": 0.3, "queries": 2, "batch_size": 4},
         "module": {"name": "maml", "network": {"name": "mlp", "hidden": [8]}, "inner_lr": 0.5, "test_steps": 20},
         "trainer": {"max_epochs": 1}, "logger": "csv", "callbacks": {"profile": None, "progress": None},
     }, out=tmp_path_factory.mktemp("runs"))  # fmt: skip

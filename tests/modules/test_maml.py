@@ -156,7 +156,7 @@ def test_the_first_order_gradient_is_the_gradient_at_the_adapted_weights() -> No
             functional_call(module.network, fast, (batch.query.inputs[task],)), batch.query.targets[task]
         )
         for sums, part in zip(total, torch.autograd.grad(loss, list(fast.values())), strict=True):
-            sums += part / len(batch)
+            sums.add_(part / len(batch))
     assert apart(gradients, total) <= 1e-12
     second = built(inner_steps=3).meta_gradient(batch)[1]
     assert apart(gradients, second) > 1e-3

@@ -106,7 +106,7 @@ def test_the_outer_step_is_the_way_to_the_tasks_weights(execution: str, inner_ba
             F.cross_entropy(network(inputs[which]), targets[which]).backward()
             optimizer.step()
         for sums, end, begin in zip(moved, network.parameters(), start, strict=True):
-            sums += (end.detach() - begin) / len(batch)
+            sums.add_((end.detach() - begin) / len(batch))
     assert close(module.meta_gradient(batch)[1], [-difference for difference in moved])
 
 
