@@ -5,8 +5,8 @@ after adaptation. It normalises by the batch that is asked about (``transductive
 answer depends on the other queries of its task), or by the task's support set (``task``: J. Bronskill et al.: TaskNorm,
 ICML 2020, arXiv:2003.03284, section 3.2, there MetaBN: each query is answered for itself).
 
-Gradients by tasks' weights are those of ordinary automatic differentiation around a vectorised network: torch's ``vmap``
-around its ``func.grad`` gives wrong second-order gradients of affine normalisation layers, without a word.
+Gradients by tasks' weights are those of ordinary automatic differentiation around a vectorised network: torch's
+``vmap`` around its ``func.grad`` gives wrong second-order gradients of affine normalisation layers, without a word.
 """
 
 from __future__ import annotations

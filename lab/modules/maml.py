@@ -8,8 +8,8 @@ arXiv:1703.03400. For a task i with the support set's mean loss L_i and the quer
     min_θ Σ_i L'_i(θ_n)                                       its gradient goes through the n steps
 
 ``first_order`` takes ∇L'_i(θ_n) for the gradient: second derivatives are left out (section 5.2). ``learned_rates``
-makes the step sizes parameters too, that start at α: ``element``, one a weight (Meta-SGD: Z. Li et al., arXiv:1707.09835);
-``layer``, one a tensor of weights and step (A. Antoniou, H. Edwards, A. Storkey: How to Train Your MAML, ICLR 2019,
+makes the step sizes parameters too, that start at α: ``element``, one a weight (Meta-SGD: Z. Li et al.,
+arXiv:1707.09835); ``layer``, one a tensor of weights and step (A. Antoniou, H. Edwards, A. Storkey: How to Train Your MAML, ICLR 2019,
 arXiv:1810.09502). Steps beyond those of training take the last one's. ``per_step_losses`` = M is that paper's
 multi-step loss, annealed over the first M steps of training: with p = min(step / M, 1)::
 
@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from lab.batch import Episodes
+from lab.few_shot import losses_of
 from lab.functional import Weights
-from lab.modules.meta_learning import MetaLearner, losses_of
+from lab.modules.meta_learning import MetaLearner
 from lab.ranges import Positive, Whole, checked
 
 

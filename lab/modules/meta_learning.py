@@ -12,7 +12,6 @@ Tests give means over episodes with 95 % intervals (t, over episodes), and media
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,32 +19,29 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.optim import Adam
 
 from lab.batch import Episodes, Labelled
 from lab.distributed import gathered
-from lab.errors import UserError
+from lab.few_shot import figures_of, losses_of, nearest_neighbour, summary
 from lab.functional import Functional, Weights
 from lab.modules.supervised import Supervised, Terms
 from lab.objectives import Objective
 from lab.objectives.classification import Classification
-from lab.objectives.regression import _LOSSES, Regression
 from lab.optimization import OptimizerFactory
 from lab.ranges import Count, checked
-from lab.statistics import estimate
 from lab.tables import Table
-from lab.vectorization import CHECKED, TOLERANCE, Choice, disagreement, fastest, trace
+from lab.vectorization import Execution, cloned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RUNNING = (
-    "batch_norm: running has no meaning here: running statistics would be a mixture of all tasks, and of weights before "
-    "and after adaptation. `transductive` normalises by the samples that are asked about, `task` by the task's support set"
+    "batch_norm: running has no meaning here: running statistics would be a mixture of all tasks, and of weights "
+    "before and after adaptation. `transductive` normalises by the samples that are asked about, `task` by the task's "
+    "support set"
 )
 
 
@@ -60,34 +56,6 @@ class _Given(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *torch._foreach_mul(ctx.gradients, upstream)
-
-
-def losses_of(objective: Objective, outputs: Tensor, targets: Tensor) -> Tensor:
-    """``[T]``: each task's mean loss of outputs ``[T, B, K]``."""
-    if isinstance(objective, Classification):
-        found = F.cross_entropy(
-            outputs.flatten(0, 1), targets.flatten(), label_smoothing=objective.label_smoothing, reduction="none"
-        )
-        return found.view(targets.shape).mean(1)
-    if isinstance(objective, Regression):
-        return objective._loss(outputs, targets, reduction="none").flatten(1).mean(1)
-    return torch.stack([objective.loss(*pair) for pair in zip(outputs, targets, strict=True)])
-
-
-def figures_of(objective: Objective, outputs: Tensor, targets: Tensor) -> Tensor:
-    """``[T]``: what each task is judged by, accuracy, mean squared error, or the loss."""
-    if isinstance(objective, Classification):
-        return (outputs.argmax(2) == targets).to(outputs.dtype).mean(1)
-    if isinstance(objective, Regression):
-        return _LOSSES["mse"](outputs, targets, reduction="none").flatten(1).mean(1)
-    return losses_of(objective, outputs, targets)
-
-
-def nearest_neighbour(batch: Episodes) -> Tensor:
-    """``[T]``: accuracy of the class of the nearest support sample, by Euclidean distance between inputs."""
-    support, query = (part.inputs.flatten(2) for part in (batch.support, batch.query))
-    nearest = torch.cdist(query, support).argmin(2)  # (T, Q)
-    return (batch.support.targets.gather(1, nearest) == batch.query.targets).to(support.dtype).mean(1)
 
 
 class MetaLearner(Supervised):
@@ -108,7 +76,7 @@ class MetaLearner(Supervised):
     """
 
     consumes = Episodes
-    unsaved: ClassVar[tuple[str, ...]] = ("_function", "_programs", "_options", "_episodes", "_examples", "_found")
+    unsaved: ClassVar[tuple[str, ...]] = ("_function", "_execution", "_episodes", "_examples", "_found")
 
     @checked
     def __init__(
@@ -128,14 +96,11 @@ class MetaLearner(Supervised):
         if chunk_size is not None and execution == "loop":
             raise ValueError(f"chunk_size={chunk_size} has no meaning where execution: loop takes tasks one by one")
         self.batch_norm = batch_norm
-        self.execution = execution
-        self.chunk_size = chunk_size
         self.test_chart = None
         self.choices: dict[str, dict[str, Any]] = {}
         """How tasks are computed in training and in evaluation, once it is decided."""
         self._function = Functional(network, batch_norm)
-        self._programs: dict[Any, Any] = {}
-        self._options: dict[str, Any] | None = None
+        self._execution = Execution(self._step, execution, chunk_size)
         self._episodes: list[tuple[Tensor, Tensor]] = []
         self._examples: list[Tensor] = []
         self._found: list[tuple[str, nn.Parameter]] = []
@@ -216,9 +181,9 @@ class MetaLearner(Supervised):
 
     def meta_gradient(self, batch: Episodes) -> tuple[Tensor, list[Tensor]]:
         """Mean over a batch's tasks of the loss, and of the gradient by each trainable parameter."""
-        self._function.train(self.training)
         chunk = self._chunk("train", batch)
-        return self._chunked(batch, chunk, self.extras())
+        self._function.train(self.training)
+        return self._execution.means(self._tensors(), batch, self.extras(), chunk, mode=self.training)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Adapt to each task, and add its queries to the objective's metrics."""
@@ -232,7 +197,7 @@ class MetaLearner(Supervised):
         """What ``lab predict`` writes of every query: its episode, its place, its target, the objective's columns."""
         self._fits(batch)
         with torch.inference_mode(mode=False), torch.enable_grad():
-            batch = _cloned(batch)
+            batch = cloned(batch)
             outputs = self._answers(batch)[-1].detach()
         assert batch.query.task is not None
         tasks, queries = outputs.shape[:2]
@@ -259,7 +224,7 @@ class MetaLearner(Supervised):
         if not len(figures):
             return
         neighbours = figures.shape[1] > self.evaluated_steps + 1
-        self.adaptation = [_summary(column) for column in figures[:, : self.evaluated_steps + 1].T.tolist()]
+        self.adaptation = [summary(column) for column in figures[:, : self.evaluated_steps + 1].T.tolist()]
         if len(self.adaptation) > 1:
             self.log(f"test/{self.measure}_before", self.adaptation[0]["mean"])
         self.log(f"test/{self.measure}_interval", self.adaptation[-1]["interval"])
@@ -269,14 +234,14 @@ class MetaLearner(Supervised):
 
     def results(self) -> dict[str, Any]:
         """How tasks were computed, and the last test's figures."""
-        rounded = [{name: round(value, 6) for name, value in summary.items()} for summary in self.adaptation]
+        rounded = [{name: round(value, 6) for name, value in each.items()} for each in self.adaptation]
         return {"execution": self.choices, "adaptation": rounded}
 
     def tables(self) -> dict[str, Table]:
         """``adaptation``: the test's figure after 0, 1, … n steps."""
         if not self.adaptation:
             return {}
-        rows = [[step, *summary.values()] for step, summary in enumerate(self.adaptation)]
+        rows = [[step, *each.values()] for step, each in enumerate(self.adaptation)]
         return {"adaptation": Table(["steps", f"{self.measure}", "interval", "median"], rows)}
 
     def pictures(self) -> dict[str, Figure]:
@@ -292,8 +257,7 @@ class MetaLearner(Supervised):
 
     def compile_step(self, options: dict[str, Any] | None) -> None:
         """Compile the whole step of training, gradients included, by ``torch.compile``'s options; None: no more."""
-        self._options = options
-        self._programs.clear()
+        self._execution.compile(options)
 
     # How tasks are computed
 
@@ -319,27 +283,6 @@ class MetaLearner(Supervised):
         """Look for the parameters anew: callbacks may have changed them."""
         self._found = []
 
-    def _chunked(
-        self, batch: Episodes, chunk: int, extra: tuple[Tensor, ...], parameters: Weights | None = None,
-        *, compiled: bool = True,
-    ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
-        """Mean loss and gradients of a batch, ``chunk`` tasks at a time."""
-        parameters = self._tensors() if parameters is None else parameters
-        total: Tensor | None = None
-        gradients: list[Tensor] = []
-        for begin in range(0, len(batch), chunk):
-            part = batch[begin : begin + chunk] if len(batch) > chunk else batch
-            tensors = [part.support.inputs, part.support.targets, part.query.inputs, part.query.targets]
-            given = (parameters, tensors, extra, len(batch))
-            loss, found = self._run(*given) if compiled and self._options is not None else self._step(*given)
-            total = loss if total is None else total + loss
-            if gradients:
-                torch._foreach_add_(gradients, found)
-            else:
-                gradients = list(found)
-        assert total is not None
-        return total, gradients
-
     def _step(
         self, parameters: Weights, tensors: Sequence[Tensor], extra: Sequence[Tensor], total: int
     ) -> tuple[Tensor, list[Tensor]]:
@@ -350,107 +293,32 @@ class MetaLearner(Supervised):
             loss, gradients = self.given(leaves, Episodes(Labelled(*tensors[:2]), Labelled(*tensors[2:])), *extra)
         return loss / total, list(torch._foreach_div(gradients, total))
 
-    def _run(
-        self, parameters: Weights, tensors: Sequence[Tensor], extra: Sequence[Tensor], total: int
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The same, compiled; anew for tensors of other shapes."""
-        key = *(tensor.shape for tensor in (*tensors, *extra)), tensors[0].dtype, total, self.training
-        program = self._programs.get(key)
-        if program is None:
-            program = self._programs[key] = self._compiled(parameters, tensors, extra, total)
-        found: tuple[Tensor, list[Tensor]] = program(*parameters.values(), *tensors, *extra)
-        return found
-
-    def _compiled(self, parameters: Weights, tensors: Sequence[Tensor], extra: Sequence[Tensor], total: int) -> Any:
-        names, count = list(parameters), len(parameters)
-
-        def flat(*given: Tensor) -> tuple[Tensor, list[Tensor]]:
-            weights = dict(zip(names, given[:count], strict=True))
-            return self._step(weights, given[count : count + 4], given[count + 4 :], total)
-
-        assert self._options is not None
-        given = (*parameters.values(), *tensors, *extra)
-        try:
-            program = trace(flat, given, self._options)
-            program(*given)
-        except Exception as cause:  # whatever compilers raise
-            raise UserError(
-                f"the step cannot be compiled: {type(cause).__name__}: {str(cause).strip().splitlines()[0]}; "
-                "`callbacks: {compile: null}` trains without, and numbers are the same (on CPUs a C++ compiler such as "
-                "g++ is needed)"
-            ) from cause
-        return program
-
     def _chunk(self, purpose: str, batch: Episodes) -> int:
         """How many tasks at once; decided at the first batch."""
         if purpose not in self.choices:
             if purpose == "eval" and "train" in self.choices:
                 return int(self.choices["train"]["chunk"])
-            choice = asdict(self._decided(batch))
+            extra = tuple(tensor.clone() for tensor in self.extras())
+            self._function.train(False)  # else each way drops other units
+            choice = asdict(self._execution.decided(self._tensors(), batch, extra))
+            self._function.train(self.training)
             trainer = self._trainer
             self.choices[purpose] = trainer.strategy.broadcast(choice) if trainer is not None else choice
         return int(self.choices[purpose]["chunk"])
-
-    def _decided(self, batch: Episodes) -> Choice:
-        whole = min(len(batch), self.chunk_size or len(batch))
-        if self.execution == "loop" or whole == 1:
-            return Choice(1, "execution: loop" if self.execution == "loop" else "one task a batch")
-        extra, batch = tuple(tensor.clone() for tensor in self.extras()), _cloned(batch)
-
-        def measure(tasks: int, chunk: int) -> Sequence[Tensor]:
-            return self._chunked(batch[:tasks], chunk, extra, compiled=False)[1]
-
-        with torch.inference_mode(mode=False), torch.random.fork_rng(devices=()):
-            wrong = self._difference(batch, extra)
-            if wrong and self.execution == "vmap":
-                raise UserError(f"execution: vmap does not fit this network: {wrong}; execution: loop does")
-            if wrong:
-                rank_zero_warn(f"tasks are computed one by one: {wrong}")
-                return Choice(1, wrong)
-            if self.execution == "vmap":
-                return Choice(whole, "execution: vmap")
-            return fastest(measure, whole)
-
-    def _difference(self, batch: Episodes, extra: tuple[Tensor, ...]) -> str | None:
-        """Why tasks of this network cannot be computed in one call; None: they can.
-
-        A layer whose vectorised gradients are wrong, as torch has had several, is found here, not in the results.
-        """
-        self._function.train(False)  # each way drops other units
-        try:
-            alone, together = (self._precise(batch[:CHECKED], chunk, extra) for chunk in (1, CHECKED))
-        except RuntimeError as cause:
-            return str(cause).strip().splitlines()[0]
-        finally:
-            self._function.train(self.training)
-        off = disagreement(alone, together)
-        return None if off <= TOLERANCE else f"its vectorised gradients are off by {off:.1e} of the largest"
-
-    def _precise(self, batch: Episodes, chunk: int, extra: tuple[Tensor, ...]) -> list[Tensor]:
-        """Gradients in double precision, so that rounding is no difference."""
-        wide = torch.float32 if batch.support.inputs.device.type == "mps" else torch.float64
-
-        def widened(tensor: Tensor) -> Tensor:
-            return tensor.to(wide) if tensor.is_floating_point() else tensor
-
-        parts = [(widened(part.inputs), widened(part.targets)) for part in (batch.support, batch.query)]
-        precise = Episodes(*(Labelled(*part) for part in parts))
-        parameters = {name: widened(tensor) for name, tensor in self._tensors().items()}
-        return self._chunked(precise, chunk, tuple(map(widened, extra)), parameters, compiled=False)[1]
 
     # Evaluation
 
     def _answers(self, batch: Episodes) -> list[Tensor]:
         """Outputs for a batch's queries after 0, 1, … n steps, ``[T, Q, K]`` each."""
-        self._function.train(False)
         chunk, parameters = self._chunk("eval", batch), self._tensors()
+        self._function.train(False)
         parts = [self.answered(parameters, batch[begin : begin + chunk]) for begin in range(0, len(batch), chunk)]
         return [torch.cat(step).detach() for step in zip(*parts, strict=True)]
 
     def _evaluate(self, batch: Episodes, split: str, metrics: nn.Module) -> None:
         self._fits(batch)
         with torch.inference_mode(mode=False), torch.enable_grad():  # adaptation needs gradients
-            batch = _cloned(batch)
+            batch = cloned(batch)
             outputs = self._answers(batch)
         targets = batch.query.targets
         figures = [figures_of(self.objective, each, targets) for each in outputs]
@@ -488,21 +356,3 @@ class MetaLearner(Supervised):
                 f"{type(self).__name__.lower()} learns tasks, such as data: {{name: episodes, source: ...}} gives; "
                 f"got a batch of {type(batch).__name__}"
             )
-
-
-def _summary(values: list[float]) -> dict[str, float]:
-    found = estimate(values)
-    ordered, middle = sorted(values), len(values) // 2
-    median = ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-    return {"mean": found.mean, "interval": found.half if found.half is not None else math.nan, "median": median}
-
-
-def _cloned(batch: Episodes) -> Episodes:
-    """A batch that gradients can be found with, wherever it was made."""
-
-    def one(part: Labelled) -> Labelled:
-        index, task = (None if value is None else value.clone() for value in (part.index, part.task))
-        return Labelled(part.inputs.clone(), part.targets.clone(), index, task)
-
-    with torch.inference_mode(mode=False):
-        return Episodes(one(batch.support), one(batch.query))

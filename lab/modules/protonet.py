@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lab.batch import Episodes
+from lab.few_shot import losses_of
 from lab.functional import Weights
-from lab.modules.meta_learning import MetaLearner, losses_of
+from lab.modules.meta_learning import MetaLearner
 from lab.objectives.classification import Classification
 from lab.ranges import checked
 

@@ -8,8 +8,8 @@ and query sets alike, ``inner_batch`` of them at a step (all where it is None), 
 
 −(φ − θ) stands for the gradient, so that ε is the optimizer's learning rate with ``sgd``; other optimizers take it as
 they take any gradient. There is no loss that it is the gradient of: what is logged is the mean loss over the inner
-steps. In evaluation a task is learnt from its support set alone, by ``test_steps`` with all of it each. Departure: the inner
-optimizer is plain gradient descent, in the paper Adam without momentum.
+steps. In evaluation a task is learnt from its support set alone, by ``test_steps`` with all of it each. Departure: the
+inner optimizer is plain gradient descent, in the paper Adam without momentum.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from lab.batch import Episodes, Labelled
+from lab.few_shot import losses_of
 from lab.functional import Weights
 from lab.modules.maml import MAML, network_parameters
-from lab.modules.meta_learning import losses_of
 from lab.ranges import Count, Positive, checked
 
 

@@ -135,7 +135,7 @@ def test_the_compiled_step_is_the_same() -> None:
     compiled.compile_step({"backend": "eager"})
     one, other = plain.meta_gradient(batch), compiled.meta_gradient(batch)
     assert apart([other[0], *other[1]], [one[0], *one[1]]) <= 1e-12
-    assert compiled._programs
+    assert compiled._execution._programs
 
 
 def test_the_first_order_gradient_is_the_gradient_at_the_adapted_weights() -> None:

@@ -14,9 +14,9 @@ from torch.func import functional_call
 
 from lab import fit
 from lab.batch import Episodes, Labelled
+from lab.few_shot import figures_of, losses_of, nearest_neighbour
 from lab.modules.anil import ANIL
 from lab.modules.maml import MAML
-from lab.modules.meta_learning import figures_of, losses_of, nearest_neighbour
 from lab.modules.protonet import ProtoNet, closeness, prototypes
 from lab.modules.reptile import Reptile
 from lab.networks.conv4 import Conv4
