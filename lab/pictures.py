@@ -432,7 +432,7 @@ def adapted(
         for task, ax in enumerate(axes):
             order = asked[task].argsort()
             x = asked[task][order]
-            ax.plot(x, true[task][order], color=INK, alpha=0.5, linewidth=1, label="true")
+            ax.plot(x, true[task][order], color=INK, linestyle=":", linewidth=1.4, label="true")
             for place, (name, color) in enumerate(
                 (("before", COLORS[7]), ("1 step", COLORS[1]), ("all steps", COLORS[0]))
             ):

@@ -116,8 +116,7 @@ class Episodes(EpisodicData):
         each = self.shots + self.queries_of(split)
         places = distinct(self._sizes[classes], each, generator)  # (T, N, K + Q)
         positions = self._by_class[self._starts[classes].unsqueeze(-1) + places].transpose(1, 2).contiguous()
-        turns = torch.randint(4, (count, self.ways), generator=generator)
-        return positions, turns if self.rotations and split == "train" else torch.zeros_like(turns)
+        return positions, torch.randint(4, (count, self.ways), generator=generator)
 
     def serve(self, split: Split, numbers: Numbers, epoch: int, first: int) -> Tasks:
         """Their images, and each one's class, 0 to N − 1."""

@@ -9,9 +9,9 @@ arXiv:1703.03400. For a task i with the support set's mean loss L_i and the quer
 
 ``first_order`` takes ∇L'_i(θ_n) for the gradient: second derivatives are left out (section 5.2). ``learned_rates``
 makes the step sizes parameters too, that start at α: ``element``, one a weight (Meta-SGD: Z. Li et al.,
-arXiv:1707.09835); ``layer``, one a tensor of weights and step (A. Antoniou, H. Edwards, A. Storkey: How to Train Your MAML, ICLR 2019,
-arXiv:1810.09502). Steps beyond those of training take the last one's. ``per_step_losses`` = M is that paper's
-multi-step loss, annealed over the first M steps of training: with p = min(step / M, 1)::
+arXiv:1707.09835); ``layer``, one a tensor of weights and step (A. Antoniou, H. Edwards, A. Storkey: How to Train Your
+MAML, ICLR 2019, arXiv:1810.09502). Steps beyond those of training take the last one's. ``per_step_losses`` = M is that
+paper's multi-step loss, annealed over the first M steps of training: with p = min(step / M, 1)::
 
     Σ_s w_s L'_i(θ_s),   w_s = (1 − p)/n for s < n,   w_n = 1 − (n − 1)(1 − p)/n
 """

@@ -138,7 +138,8 @@ def test_two_processes_see_what_one_does(training: bool) -> None:
         for kind in ("support", "query"):
             assert torch.equal(getattr(whole, kind).inputs, torch.cat([getattr(half, kind).inputs for half in halves]))
         assert torch.equal(whole.query.task, torch.cat([half.query.task for half in halves]))
-    assert len({float(batch.support.inputs.sum()) for batch in alone}) == len(alone)
+    first = torch.cat([batch.support.inputs[:, 0, 0] for batch in alone])
+    assert len(torch.unique(first)) > len(first) - 5
 
 
 def test_blocks_are_drawn_far_faster_than_tasks_are_learnt() -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -170,19 +170,17 @@ def test_adaptation_of_a_quadratic_is_that_by_hand() -> None:
     assert float(torch.autograd.grad(last["w"], start)[0]) == pytest.approx(0.9**4, rel=1e-14)
 
 
-def test_a_learned_rate_has_the_gradient_of_finite_differences() -> None:
-    batch, step = tasks(), 1e-6
-    for kind in ("element", "layer"):
-        module = built(inner_steps=2, learned_rates=kind, execution="vmap")
-        names, (_, gradients) = module._trainable, module.meta_gradient(batch)
-        name = "rates.head__weight"
-        rate, place = module.get_parameter(name), (0,) * module.get_parameter(name).ndim
-        ends = []
-        for sign in (1, -2):
-            rate.data[place] += sign * step
-            ends.append(float(module.meta_gradient(batch)[0]))
-        expected = (ends[0] - ends[1]) / (2 * step)
-        assert float(gradients[names.index(name)][place]) == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize(("kind", "place"), [("element", (2, 5)), ("layer", (0,)), ("layer", (1,))])
+def test_a_learned_rate_has_the_gradient_of_finite_differences(kind: str, place: tuple[int, ...]) -> None:
+    batch, step, name, ends = tasks(), 1e-6, "rates.head__weight", []
+    module = built(inner_steps=2, learned_rates=kind, execution="vmap")
+    names, (_, gradients) = module._trainable, module.meta_gradient(batch)
+    for sign in (1, -2):
+        module.get_parameter(name).data[place] += sign * step
+        ends.append(float(module.meta_gradient(batch)[0]))
+    expected = (ends[0] - ends[1]) / (2 * step)
+    assert abs(expected) > 1e-6
+    assert float(gradients[names.index(name)][place]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_losses_after_every_step_count_less_and_less() -> None:
@@ -286,7 +284,7 @@ def trained(*extra: Callback, **arguments: Any) -> MAML:
     module = MAML(network=MLP(1, (1,), (16,)), objective=Regression(), **settings)
     trainer = Trainer(
         max_epochs=1, logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-        accelerator="cpu", limit_val_batches=0, gradient_clip_val=0.5, accumulate_grad_batches=2, callbacks=list(extra),
+        accelerator="cpu", limit_val_batches=0, gradient_clip_val=5.0, accumulate_grad_batches=2, callbacks=list(extra),
     )  # fmt: skip
     trainer.fit(module, datamodule=Sinusoid(**{k: v for k, v in SMALL.items() if k != "name"}, batch_size=16))
     return module
@@ -299,20 +297,29 @@ def test_clipping_accumulation_and_averages_see_the_meta_gradient() -> None:
     optimizer = SGD(network.parameters(), lr=0.05)
     data = Sinusoid(**{k: v for k, v in SMALL.items() if k != "name"}, batch_size=16)
     other = MAML(network=network, objective=Regression(), execution="loop")
-    batches = list(data.train_dataloader())
+    batches, norms = list(data.train_dataloader()), []
     for first, second in zip(batches[::2], batches[1::2], strict=True):
         pairs = zip(other.meta_gradient(first)[1], other.meta_gradient(second)[1], strict=True)
         for parameter, (a, b) in zip(network.parameters(), pairs, strict=True):
             parameter.grad = (a + b) / 2
-        nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+        norms.append(float(nn.utils.clip_grad_norm_(network.parameters(), 5.0)))
         optimizer.step()
     for one, two in zip(module.network.parameters(), network.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+    assert min(norms) < 5 < max(norms)
     assert len(trained(EMA(0.5)).network.state_dict()) == len(network.state_dict())
 
 
 def test_the_compile_callback_compiles_the_whole_step() -> None:
-    plain, compiled = trained(), trained(Compile(backend="eager"))
+    class Look(Callback):
+        programs: ClassVar[int] = 0
+
+        def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
+            Look.programs = len(module._execution._programs)
+
+    plain, compiled = trained(), trained(Compile(backend="eager"), Look())
+    assert Look.programs == 1
+    assert not compiled._execution._programs
     for one, two in zip(plain.network.parameters(), compiled.network.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
 
