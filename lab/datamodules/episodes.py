@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
-from torch import Tensor
 
 from lab.batch import Episodes as Tasks
 from lab.batch import Labelled
@@ -143,7 +142,7 @@ class Episodes(EpisodicData):
         if len(self.input_shape) != 3 or self.in_channels not in (1, 3):
             raise UserError(f"a support folder has images, {type(self.source).__name__} has inputs {self.input_shape}")
         given: Any = {"channels": self.in_channels, "size": self.input_shape[1:], "in_memory": True}
-        known, asked = (_loaded(Images(path=folder, **given)) for folder in (support, path))
+        known, asked = (_loaded(folder, **given) for folder in (support, path))
         if not bool(known.labelled.all()):
             raise UserError(f"{support}: a support set has a folder for each class, its images lie beside each other")
         if (classes := len(torch.unique(known.targets))) > self.ways:
@@ -190,21 +189,15 @@ class Episodes(EpisodicData):
             )
 
 
-def _loaded(images: Images) -> Labelled:
+def _loaded(folder: Path, **given: Any) -> Labelled:
     """All images of a folder.
 
     Raises:
         UserError: there are none, or only those of one class.
     """
     try:
-        splits = images.load()
+        parts = [part for part in Images(path=folder, **given).load() if part is not None]
     except (ValueError, OSError) as cause:
         raise UserError(str(cause)) from cause
-    return Labelled(
-        pixels(_all([part.inputs for part in splits if part is not None])),
-        _all([part.targets for part in splits if part is not None]),
-    )
-
-
-def _all(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts)
+    inputs, targets = (torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "targets"))
+    return Labelled(pixels(inputs), targets)

@@ -24,7 +24,7 @@ from torch import Tensor
 from lab.batch import Episodes, Labelled
 from lab.datamodules.loader import Positioned, seeded
 from lab.errors import UserError
-from lab.ranges import Count, Whole, checked
+from lab.ranges import Count, ExistingPath, Whole, checked
 
 Split = Literal["train", "val", "test"]
 Numbers = tuple[Tensor, ...]
@@ -168,8 +168,8 @@ class EpisodicData(LightningDataModule, ABC):
         test_episodes: Annotated[int, Ge(2)] = 1000,
         seed: int = 0,
         eval_seed: int = 0,
-        support: Path | None = None,
-        path: Path | None = None,
+        support: ExistingPath | None = None,
+        path: ExistingPath | None = None,
     ) -> None:
         super().__init__()
         if (support is None) != (path is None):

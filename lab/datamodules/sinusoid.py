@@ -67,7 +67,10 @@ class Sinusoid(EpisodicData):
 
     def own(self, support: Path, path: Path) -> tuple[Labelled, Labelled]:
         """The arrays of two ``.npz`` files: ``inputs`` ``[N, 1]``, of the support set ``targets`` too."""
-        known, asked = (Arrays(path=file).load() for file in (support, path))
+        try:
+            known, asked = (Arrays(path=file).load() for file in (support, path))
+        except (ValueError, OSError) as cause:
+            raise UserError(str(cause)) from cause
         for file, samples in ((support, known), (path, asked)):
             if samples.inputs.shape[1:] != (1,):
                 raise UserError(f"{file}: inputs are {list(samples.inputs.shape)}, [N, 1] is needed")

@@ -229,13 +229,14 @@ def test_rotations_turn_whole_classes_of_training_tasks_only() -> None:
         ({"eval_queries": 500}, r"shots=3 and eval_queries=500 are 503 samples of a class, but val class"),
         ({"ways": 1}, "greater than or equal to 2"),
         ({"val_classes": 0.7}, "leave no class to learn from"),
-        ({"support": Path("here")}, "path is missing"),
+        ({"support": Path(__file__)}, "path is missing"),
+        ({"support": Path("nowhere"), "path": Path("nowhere")}, "nowhere is not there"),
         ({"episodes": 3}, "3 episodes make no batch of 5 tasks"),
     ],
-    ids=["val", "test", "train", "queries", "eval", "one", "parts", "support", "few"],
+    ids=["val", "test", "train", "queries", "eval", "one", "parts", "support", "nowhere", "few"],
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_an_error_that_says_why(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
         made(**arguments).train_dataloader()
 
 
