@@ -103,6 +103,11 @@ class Execution:
         self._options = options
         self._programs.clear()
 
+    @property
+    def compiles(self) -> bool:
+        """Whether it does."""
+        return self._options is not None
+
     def means(
         self, weights: Weights, batch: Episodes, extra: Tensors, chunk: int, *, mode: bool | None = None
     ) -> tuple[Tensor, list[Tensor]]:

@@ -241,7 +241,7 @@ class MetaLearner(Supervised):
         """``adaptation``: the test's figure after 0, 1, … n steps."""
         if not self.adaptation:
             return {}
-        rows = [[step, *each.values()] for step, each in enumerate(self.adaptation)]
+        rows = [[step, *(round(value, 6) for value in each.values())] for step, each in enumerate(self.adaptation)]
         return {"adaptation": Table(["steps", f"{self.measure}", "interval", "median"], rows)}
 
     def pictures(self) -> dict[str, Figure]:
@@ -302,6 +302,8 @@ class MetaLearner(Supervised):
             self._function.train(False)  # else each way drops other units
             choice = asdict(self._execution.decided(self._tensors(), batch, extra))
             self._function.train(self.training)
+            if purpose == "train":
+                choice["compiled"] = self._execution.compiles
             trainer = self._trainer
             self.choices[purpose] = trainer.strategy.broadcast(choice) if trainer is not None else choice
         return int(self.choices[purpose]["chunk"])

@@ -320,6 +320,7 @@ def test_the_compile_callback_compiles_the_whole_step() -> None:
     plain, compiled = trained(), trained(Compile(backend="eager"), Look())
     assert Look.programs == 1
     assert not compiled._execution._programs
+    assert [module.choices["train"]["compiled"] for module in (plain, compiled)] == [False, True]
     for one, two in zip(plain.network.parameters(), compiled.network.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
 
