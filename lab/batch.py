@@ -119,10 +119,22 @@ class SourceTarget:
 
 @dataclass
 class Episodes:
-    """Few-shot tasks: ``support`` to learn from and ``query`` to be judged on; tasks in the first dimension."""
+    """Few-shot tasks: ``support`` to learn from and ``query`` to be judged on; tasks in the first dimension.
+
+    Args:
+        support: inputs ``[T, S, ...]``, targets ``[T, S]`` or ``[T, S, K]``; ``task`` ``[T]``, the episodes' numbers.
+        query: the same of Q samples.
+    """
 
     support: Labelled
     query: Labelled
+
+    def __len__(self) -> int:
+        return len(self.support)
+
+    def __getitem__(self, which: slice) -> Episodes:
+        """Some of the tasks."""
+        return Episodes(self.support[which], self.query[which])
 
 
 @dataclass

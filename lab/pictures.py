@@ -393,3 +393,51 @@ def _saved(figure: Figure, **options: Any) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(content, **options)
     return content.getvalue()
+
+
+def adaptation(summaries: Sequence[Mapping[str, float]], measure: str) -> Figure:
+    """A test's figure after 0, 1, … n steps of adaptation: means with their intervals, and medians.
+
+    Args:
+        summaries: ``mean``, ``interval`` (half of it) and ``median``, step by step.
+        measure: what they are of.
+    """
+    steps = range(len(summaries))
+    mean, half, median = (np.array([each[key] for each in summaries]) for key in ("mean", "interval", "median"))
+    with styled():
+        figure, (ax,) = grid(1, width=4.6, height=3.1)
+        ax.fill_between(steps, mean - half, mean + half, color=COLORS[0], alpha=0.2, linewidth=0)
+        ax.plot(steps, mean, color=COLORS[0], marker="o", markersize=4, label="mean, 95 %")
+        ax.plot(steps, median, color=COLORS[1], marker="o", markersize=3, linewidth=1, label="median")
+        ax.set(xlabel="steps of adaptation", xticks=list(steps) if len(steps) <= COUNTED else [])
+        ax.set_title(f"{measure} of unseen tasks")
+        ax.legend()
+    return figure
+
+
+def adapted(
+    points: NDArray[Any], values: NDArray[Any], asked: NDArray[Any], true: NDArray[Any], found: NDArray[Any]
+) -> Figure:
+    """Tasks of one number in and one out: the points that are known, the curve, and answers before and after.
+
+    Args:
+        points: ``[T, S]`` inputs of the support set.
+        values: ``[T, S]``, theirs.
+        asked: ``[T, Q]`` inputs of the queries.
+        true: ``[T, Q]``, theirs.
+        found: ``[T, 3, Q]`` answers before, after one and after all steps.
+    """
+    with styled():
+        figure, axes = grid(len(points), width=3.6, height=2.7)
+        for task, ax in enumerate(axes):
+            order = asked[task].argsort()
+            x = asked[task][order]
+            ax.plot(x, true[task][order], color=INK, linestyle=":", linewidth=1.4, label="true")
+            for place, (name, color) in enumerate(
+                (("before", COLORS[7]), ("1 step", COLORS[1]), ("all steps", COLORS[0]))
+            ):
+                ax.plot(x, found[task, place][order], color=color, linewidth=1.2, label=name)
+            ax.plot(points[task], values[task], "o", color=INK, markersize=3.5)
+            ax.set_title(f"task {task + 1}")
+        axes[0].legend()
+    return figure

@@ -62,5 +62,7 @@ ExistingFile = Annotated[Path, AfterValidator(_file)]
 """A file that is there before anything is built or written."""
 ExistingFolder = Annotated[Path, AfterValidator(_folder)]
 """A folder that is."""
+ExistingPath = Annotated[Path, AfterValidator(_there)]
+"""Either of them."""
 PathOrName = Annotated[str | Path, AfterValidator(_there_or_name)]
 """A file or folder that is there, or a name, such as a data set's on a hub: see :func:`lab.files.located`."""

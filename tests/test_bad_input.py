@@ -7,14 +7,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import LightningDataModule
 
 from lab import registry
-from lab.batch import Episodes
 from lab.cli import main
 
 RECIPE = """\
@@ -128,8 +126,8 @@ class TestFiles:
         assert refused("fit", "") == [".: is a folder, not a file"]
         assert refused("fit", "-") == [
             "-: no such file, and no bundled recipe of that name "
-            "(there are: adaptation, compress, continual, dann, distill, distill_qat, ewc, finetune, prune, quantize, "
-            "supervised, text)"
+            "(there are: adaptation, compress, continual, dann, distill, distill_qat, ewc, finetune, maml, "
+            "maml_glyphs, prune, quantize, supervised, text)"
         ]
 
     def test_that_are_no_files(self, refused: Refused) -> None:
@@ -410,25 +408,11 @@ class TestTypes:
         ]  # fmt: skip
 
 
-@pytest.fixture
-def episodes() -> Iterator[None]:
-    """A datamodule whose batches no module of lab consumes, registered for a test."""
-
-    @registry.datamodules.register("episodes")
-    class FewShot(LightningDataModule):
-        yields = Episodes
-        facts = ("num_classes", "in_channels", "input_shape", "objective")
-
-    yield
-    del registry.datamodules._registered["episodes"]
-
-
-@pytest.mark.usefixtures("episodes")
 def test_data_that_the_module_cannot_consume(changed: Refused) -> None:
-    lines = changed("{name: digits, batch_size: 64}", "episodes")
-    others = ("episodes", "domains", "mnist_blend", "mnist_digits")
+    lines = changed("{name: digits, batch_size: 64}", "sinusoid")
+    others = ("episodes", "sinusoid", "domains", "mnist_blend", "mnist_digits")
     assert lines == [
-        f"recipe.yaml:2:7: {stage}data: {module} consumes Labelled batches, episodes yields Episodes; "
+        f"recipe.yaml:2:7: {stage}data: {module} consumes Labelled batches, sinusoid yields Episodes; "
         f"data that fits: {', '.join(name for name in registry.datamodules.names() if name not in others)}"
         for stage, module in (("stages.teacher.", "supervised"), ("stages.student.", "distill"))
     ]

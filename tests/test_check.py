@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import LightningDataModule
 from torch import nn
 
 from lab import recipe, registry
 from lab.api import load_recipe
-from lab.batch import Episodes
 from lab.check import check, component
 from lab.document import Place, RecipeError
 from lab.plan import Component, From
@@ -25,7 +23,8 @@ DATA = {entry.name: entry.load() for entry in registry.datamodules.entries()}
 ANY_DATA = ", ".join(DATA)
 PAIRS = ("domains", "mnist_blend", "mnist_digits")
 """Data that yield something else than labelled batches unless they are told."""
-LABELLED_DATA = ", ".join(name for name in DATA if name not in PAIRS)
+EPISODIC = ("episodes", "sinusoid")
+LABELLED_DATA = ", ".join(name for name in DATA if name not in (*PAIRS, *EPISODIC))
 IMAGE_DATA = ", ".join(name for name, data in DATA.items() if "in_channels" in data.facts)
 
 RECIPE = """\
@@ -328,24 +327,10 @@ def test_names_are_shown_as_they_are_and_not_obeyed() -> None:
     assert line.startswith("1:7: data.name: no datamodule named '\x1b[31m[red]digits\\n' (there are: arrays, ")
 
 
-@pytest.fixture
-def episodes() -> Iterator[None]:
-    """A datamodule whose batches no module of lab consumes, registered for a test."""
-
-    @registry.datamodules.register("episodes")
-    class FewShot(LightningDataModule):
-        yields = Episodes
-        facts = ("num_classes", "in_channels", "input_shape", "objective")
-
-    yield
-    del registry.datamodules._registered["episodes"]
-
-
-@pytest.mark.usefixtures("episodes")
 def test_data_that_the_module_cannot_consume_is_refused_and_data_that_fits_named() -> None:
-    text = "data: episodes\nmodule: {name: supervised, network: mlp}\n"
+    text = "data: sinusoid\nmodule: {name: supervised, network: mlp}\n"
     assert said(text) == [
-        f"1:7: data: supervised consumes Labelled batches, episodes yields Episodes; data that fits: {LABELLED_DATA}"
+        f"1:7: data: supervised consumes Labelled batches, sinusoid yields Episodes; data that fits: {LABELLED_DATA}"
     ]
 
 
@@ -373,14 +358,13 @@ def test_data_that_are_told_what_to_yield_fit() -> None:
         assert said(f"data: {data}\nmodule: {{name: {module}, network: mlp}}\n") == []
 
 
-@pytest.mark.usefixtures("episodes")
 def test_data_of_a_module_that_says_nothing_about_batches_is_left_alone() -> None:
     @registry.modules.register("silent")
     class Silent(nn.Module):
         """Says neither what it consumes nor that it is no LightningModule."""
 
     try:
-        assert said("data: episodes\nmodule: silent\n") == []
+        assert said("data: sinusoid\nmodule: silent\n") == []
     finally:
         del registry.modules._registered["silent"]
 

@@ -15,6 +15,9 @@ from lab.ranges import checked
 class Compile(Lean):
     """Compiles the module's network with ``torch.compile``, in place: names of weights don't change.
 
+    A module with a method ``compile_step`` is told the options instead, and compiles the whole of its training step;
+    not in a run with ``--smoke``, whose few steps are shorter than compiling.
+
     Args:
         mode: what is optimized for.
         dynamic: whether code for any batch size is made; None: once a second size is seen.
@@ -36,13 +39,19 @@ class Compile(Lean):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
+        if stage != "fit":
+            return
+        if not callable(compile_step := getattr(pl_module, "compile_step", None)):
             network_of(pl_module).compile(**self.arguments)
+        elif not getattr(trainer, "smoke", False):
+            compile_step(self.arguments)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":  # what is tested and measured is the network as it is saved
             network_of(pl_module)._compiled_call_impl = None
+            if callable(compile_step := getattr(pl_module, "compile_step", None)):
+                compile_step(None)
 
 
 class ChannelsLast(Lean):

@@ -25,6 +25,7 @@ NETWORKS: list[dict[str, Any]] = [
     {"name": "mlp", "num_classes": 7, "input_shape": [2, 28, 28], "hidden": [8]},
     {"name": "lenet", "num_classes": 7, "input_shape": [2, 28, 28]},
     {"name": "ganin", "num_classes": 7, "input_shape": [2, 28, 28], "width": 4, "batch_norm": True},
+    {"name": "conv4", "width": 4, "num_classes": 7, "input_shape": [2, 28, 28]},
     {"name": "resnet", "depth": 8, "width": 4, **IMAGES},
     {"name": "vgg", "width": 2, **IMAGES},
     {"name": "nin", "width": 12, **IMAGES},
