@@ -71,7 +71,8 @@ def train(this: Run, plan: Plan, prepared: Prepared, watching: Sequence[Callback
         callbacks, loggers = _attachments(built, this, plan)
         meter = _Meter()
         together = [Exact(longer="continues" in this.manifest), *callbacks.values(), meter, *watching]
-        lightning = trainer.make(stage.trainer.plain(), folder, together, loggers, smoke=smoke)
+        arguments = {**getattr(built.data, "trainer_defaults", {}), **stage.trainer.plain()}
+        lightning = trainer.make(arguments, folder, together, loggers, smoke=smoke)
         try:
             _describe(this, built, lightning, plan)
             seed_everything(stage.seed, workers=True, verbose=False)
