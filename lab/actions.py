@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from typing_extensions import override
 
 
 class Actions(nn.Module):
@@ -42,14 +43,17 @@ class Actions(nn.Module):
 class Choice(Actions):
     """One of n: ``[B]`` whole numbers."""
 
+    @override
     def sample(self, outputs: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         logits = outputs.log_softmax(-1)
         actions = _drawn(logits, generator)
         return actions, logits.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
+    @override
     def best(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(-1)
 
+    @override
     def judged(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         logits = outputs.log_softmax(-1)
         return logits.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(logits.exp() * logits).sum(-1)
@@ -67,15 +71,18 @@ class Choices(Actions):
         self.sizes = list(sizes)
         self.choice = Choice(0)
 
+    @override
     def sample(self, outputs: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        drawn = [self.choice.sample(part, generator) for part in outputs.split(self.sizes, -1)]
+        drawn = [self.choice.sample(part, generator) for part in torch.split(outputs, self.sizes, -1)]
         return torch.stack([actions for actions, _ in drawn], -1), torch.stack([logs for _, logs in drawn]).sum(0)
 
+    @override
     def best(self, outputs: Tensor) -> Tensor:
-        return torch.stack([part.argmax(-1) for part in outputs.split(self.sizes, -1)], -1)
+        return torch.stack([part.argmax(-1) for part in torch.split(outputs, self.sizes, -1)], -1)
 
+    @override
     def judged(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        parts = zip(outputs.split(self.sizes, -1), actions.unbind(-1), strict=True)
+        parts = zip(torch.split(outputs, self.sizes, -1), actions.unbind(-1), strict=True)
         found = [self.choice.judged(part, action) for part, action in parts]
         return torch.stack([logs for logs, _ in found]).sum(0), torch.stack([entropy for _, entropy in found]).sum(0)
 
@@ -92,14 +99,17 @@ class Gaussian(Actions):
         super().__init__(size)
         self.log_std = nn.Parameter(torch.full((size,), float(log_std)))
 
+    @override
     def sample(self, outputs: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         noise = torch.empty(outputs.shape, dtype=outputs.dtype).normal_(generator=generator).to(outputs.device)
         actions = outputs + self.log_std.exp() * noise
         return actions, self.judged(outputs, actions)[0]
 
+    @override
     def best(self, outputs: Tensor) -> Tensor:
         return outputs
 
+    @override
     def judged(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         scaled = (actions - outputs) * (-self.log_std).exp()
         logs = -0.5 * scaled.square() - self.log_std - 0.5 * math.log(2 * math.pi)

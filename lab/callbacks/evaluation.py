@@ -26,8 +26,8 @@ MONITOR = "val/return"
 class Evaluation(Lean):
     """Follows the return of a policy's most probable actions; draws its curve and an episode; may stop at a return.
 
-    The data play the episodes, in environments of their own with seeds of their own (``val_episodes`` after every epoch).
-    Every technique of reinforcement learning has one of these unless the recipe says otherwise.
+    The data play the episodes, in environments of their own with seeds of their own (``val_episodes`` after every
+    epoch). Every technique of reinforcement learning has one of these unless the recipe says otherwise.
 
     Args:
         stop_at: training ends with the first evaluation whose mean return is at least this; None: with its budget.

@@ -1,6 +1,7 @@
 """Environments of gymnasium, and registered ones, as data: rollouts of the policy that is trained.
 
-Nothing is read: every batch is played when it is asked for, by the policy as it then is (:mod:`lab.datamodules.rollouts`).
+Nothing is read: every batch is played when it is asked for, by the policy as it then is: see
+:mod:`lab.datamodules.rollouts`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from lab.datamodules.rollouts import Judging, Rollouts, seed_of
 from lab.environments import EnvironmentFactory, EnvironmentId
 from lab.environments.acting import described
 from lab.environments.making import Making
-
 from lab.errors import UserError
 from lab.ranges import Count, checked
 
@@ -68,6 +68,7 @@ class Gym(LightningDataModule):
         environment: EnvironmentId | EnvironmentFactory,
         num_envs: Count = 16,
         rollout: Count | Literal["episodes"] = 128,
+        *,
         env_steps: Count = 100_000,
         rollouts_per_epoch: Count = 10,
         val_episodes: Count = 20,

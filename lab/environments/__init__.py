@@ -7,8 +7,6 @@ A recipe names a registered environment, ``{name: acrobot, max_episode_steps: 10
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from abc import ABC
 from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias

@@ -34,7 +34,10 @@ class Batched(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]]):
         acted: the space of one copy's actions.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+    metadata: dict[str, Any] = {  # noqa: RUF012  # as gymnasium declares it
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+        "render_modes": [],
+    }
     id: ClassVar[str]
     """Gymnasium's id of the same environment, alone."""
 

@@ -33,7 +33,7 @@ class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
         space = env.observation_space
         assert isinstance(space, Box)
         low, high = (np.moveaxis(bound, -1, 0) for bound in (space.low, space.high))
-        self.observation_space = Box(low, high, dtype=space.dtype.type)  # type: ignore[arg-type]
+        self.observation_space = Box(low, high, dtype=space.dtype.type)
 
     def observation(self, observation: Any) -> Any:
         """One picture."""
@@ -168,6 +168,6 @@ def _known_wrapper(name: str, given: Mapping[str, Any]) -> None:
 
 
 def _is_picture(space: Any) -> bool:
-    shape = getattr(space, "shape", None) or ()
+    shape: tuple[int, ...] = getattr(space, "shape", None) or ()
     pixels = isinstance(space, Box) and space.dtype == np.uint8 and len(shape) == 3
     return pixels and shape[-1] in CHANNELS and shape[0] not in CHANNELS

@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.spaces import Box, Space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from lab.encoding import Unsavable, decoded, encoded, stateful
 from lab.environments.batched import Flags, Floats
@@ -121,19 +122,23 @@ class Vectorised(Environments):
         self._over = np.zeros(self.count, dtype=bool)
         self._steps = 0
 
+    @override
     @property
     def together(self) -> bool:
         return True
 
+    @override
     @property
     def spends_steps(self) -> bool:
         return bool(self.mode == AutoresetMode.NEXT_STEP)
 
+    @override
     def reset(self, seed: int | None = None) -> Array:
         observations: Array = self._asked(self.vector.reset, seed=seed)[0]
         self._over[:] = False
         return observations
 
+    @override
     def step(self, actions: Array) -> Step:
         observations, rewards, terminated, truncated, info = self._asked(self.vector.step, actions)
         self._steps += 1
@@ -152,11 +157,13 @@ class Vectorised(Environments):
                     step.observations = self._asked(self.vector.reset, options={"reset_mask": done})[0]
         return step
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         owner: Any = self.vector.unwrapped
         state = owner.state_dict() if stateful(owner) else self._attributes(owner)
         return {"environments": state, "over": encoded(self._over), "steps": self._steps}
 
+    @override
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         owner: Any = self.vector.unwrapped
         self._over, self._steps = decoded(state_dict["over"]), state_dict["steps"]
@@ -166,6 +173,7 @@ class Vectorised(Environments):
         for name, value in state_dict["environments"].items():
             setattr(owner, name, decoded(value))
 
+    @override
     def close(self) -> None:
         self.vector.close()
 
@@ -179,7 +187,7 @@ class Vectorised(Environments):
                 found[name] = encoded(value)
             except Unsavable as cause:
                 said = f"{self.named}: its attribute '{name}' cannot be saved ({cause})"
-                raise Unsavable(f"{said}: `vectorization: serial` keeps single environments by their actions") from cause
+                raise Unsavable(f"{said}: `vectorization: serial` keeps single ones by their actions") from cause
         return found
 
     def _asked(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -207,11 +215,13 @@ class Serial(Environments):
         self._returns = np.zeros(self.count)
         self._last: list[Any] = [None] * self.count
 
+    @override
     def reset(self, seed: int | None = None) -> Array:
         if seed is not None:
             self._seed, self._episodes = seed, [0] * self.count
         return np.stack([self._begun(i) for i in range(self.count)])
 
+    @override
     def step(self, actions: Array) -> Step:
         count = self.count
         rewards, terminated, truncated = np.zeros(count), np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
@@ -224,12 +234,14 @@ class Serial(Environments):
             seen.append(observation)
         return Step(np.stack(seen), rewards, terminated, truncated, np.stack(final) if final else None)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {
             "seed": self._seed, "episodes": list(self._episodes), "returns": self._returns.tolist(),
             "actions": [encoded(np.asarray(each)) for each in self._actions], "last": encoded(self._last),
         }  # fmt: skip
 
+    @override
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._seed, last = state_dict["seed"], decoded(state_dict["last"])
         self._episodes = [episodes - 1 for episodes in state_dict["episodes"]]
@@ -239,11 +251,12 @@ class Serial(Environments):
                 self._moved(i, action)
             if not np.array_equal(self._last[i], last[i]) or self._returns[i] != state_dict["returns"][i]:
                 raise EnvironmentFailed(
-                    f"{self._which(i)}: its {len(self._actions[i])} actions, played again from the episode's seed, lead "
+                    f"{self._which(i)}: its {len(self._actions[i])} actions, played again from its seed, lead "
                     "elsewhere than they did: it has changed, or is not a function of seed and actions, so the "
                     "training cannot go on exactly; `lab fit` trains it anew"
                 )
 
+    @override
     def close(self) -> None:
         for environment in self.environments:
             environment.close()
@@ -271,7 +284,8 @@ class Serial(Environments):
             raise EnvironmentFailed(_raised(self._which(i), cause)) from cause
 
     def _which(self, i: int) -> str:
-        return f"{self.named}, number {i + 1} of {self.count}, at step {len(self._actions[i])} of episode {self._episodes[i]}"
+        step, episode = len(self._actions[i]), self._episodes[i]
+        return f"{self.named}, number {i + 1} of {self.count}, at step {step} of episode {episode}"
 
 
 class Stacked(Environments):
@@ -286,23 +300,27 @@ class Stacked(Environments):
         space = inner.observation_space
         assert isinstance(space, Box)
         low, high = (np.concatenate([bound] * size) for bound in (space.low, space.high))
-        super().__init__(inner.count, Box(low, high, dtype=space.dtype.type), inner.action_space, inner.named)  # type: ignore[arg-type]
+        super().__init__(inner.count, Box(low, high, dtype=space.dtype.type), inner.action_space, inner.named)
         self.inner = inner
         self.size = size
         self._frames: Array = np.zeros(0)
 
+    @override
     @property
     def together(self) -> bool:
         return self.inner.together
 
+    @override
     @property
     def spends_steps(self) -> bool:
         return self.inner.spends_steps
 
+    @override
     def reset(self, seed: int | None = None) -> Array:
         self._frames = self._alone(self.inner.reset(seed))
         return self._frames.copy()
 
+    @override
     def step(self, actions: Array) -> Step:
         step = self.inner.step(actions)
         done = step.done
@@ -318,13 +336,16 @@ class Stacked(Environments):
         step.observations = self._frames.copy()
         return step
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"inner": self.inner.state_dict(), "frames": encoded(self._frames)}
 
+    @override
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.inner.load_state_dict(state_dict["inner"])
         self._frames = decoded(state_dict["frames"])
 
+    @override
     def close(self) -> None:
         self.inner.close()
 

@@ -6,10 +6,11 @@ J. Schulman et al.: High-Dimensional Continuous Control Using Generalized Advant
 arXiv:1506.02438, equations 11 and 16, λ being ``gae_lambda``::
 
     δ_t = r_t + γ V(s_{t+1}) − V(s_t)            Â_t = δ_t + γλ Â_{t+1}
-    L = −mean(log π(a_t|s_t) Â_t) + value_weight · mean((V(s_t) − (Â_t + V_old(s_t)))²) − entropy_weight · mean(H[π(·|s_t)])
+    R_t = Â_t + V_old(s_t)
+    L = −mean(log π(a_t|s_t) Â_t) + value_weight · mean((V(s_t) − R_t)²) − entropy_weight · mean(H[π(·|s_t)])
 
-After a terminal state nothing follows: V is 0 there. An episode that a time limit cuts off would have gone on: V of what
-it was cut off at stands for the rest. Both end the sum.
+After a terminal state nothing follows: V is 0 there. An episode that a time limit cuts off would have gone on: V of
+what it was cut off at stands for the rest. Both end the sum.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ from lab.modules.supervised import Terms
 from lab.ranges import Fraction, checked
 
 
-def gae(
-    rewards: Tensor, values: Tensor, following: Tensor, done: Tensor, gamma: float, gae_lambda: float
-) -> Tensor:  # fmt: skip
+def gae(rewards: Tensor, values: Tensor, following: Tensor, done: Tensor, *, gamma: float, gae_lambda: float) -> Tensor:
     """Generalised advantages: with λ = 0 the error of one step, with λ = 1 all rewards to come less what was expected.
 
     One pass back through time, all environments at once.
@@ -74,7 +73,7 @@ class ActorCritic(Reinforcement):
         """Advantages, and what the value function is to learn."""
         values, following = self.valued(rollout)
         done = rollout.terminated | rollout.truncated
-        advantages = gae(rewards, values, following, done, self.gamma, self.gae_lambda)
+        advantages = gae(rewards, values, following, done, gamma=self.gamma, gae_lambda=self.gae_lambda)
         return self.steps_of(rollout, advantages, values, advantages + values)
 
     def policy_loss(self, log_probs: Tensor, steps: Steps, advantages: Tensor) -> Terms:

@@ -6,11 +6,11 @@ on the action a_t::
 
     G_t = Σ_{k ≥ t} γ^{k−t} r_k            ∇J ≈ (1/N) Σ_episodes Σ_t ∇log π(a_t|s_t) (G_t − b)
 
-A sum over an episode's steps, a mean over episodes. Without ``reward_to_go`` every step has G_0: the same mean, and more
+A sum over an episode's steps, a mean over episodes. Without ``reward_to_go`` every step has G_0: the same mean, more
 variance. What a time limit cuts off is, but for a learned baseline, not estimated: the limit is part of the task.
 
-A baseline leaves the mean as it is, if no episode is in its own: b of an episode comes of the *other* ones. (With itself
-among them, a mean over N episodes would shorten the gradient by a factor of up to 1 − 1/N.)
+A baseline leaves the mean as it is, if no episode is in its own: b of an episode comes of the *other* ones. (With
+itself among them, a mean over N episodes would shorten the gradient by a factor of up to 1 − 1/N.)
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class PolicyGradient(Reinforcement):
         valid = rollout.valid if rollout.valid is not None else torch.ones_like(rollout.terminated)
         nothing, done = torch.zeros_like(rewards), rollout.terminated | rollout.truncated
         values, following = self.valued(rollout) if self.baseline == "learned" else (nothing, nothing)
-        returns = gae(rewards, nothing, following * done, done, self.gamma, 1.0)
+        returns = gae(rewards, nothing, following * done, done, gamma=self.gamma, gae_lambda=1.0)
         if not self.reward_to_go:
             returns = returns[:1].expand_as(returns)
         match self.baseline:

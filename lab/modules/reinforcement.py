@@ -63,7 +63,7 @@ class Steps:
         return len(self.actions)
 
     def __getitem__(self, which: Tensor) -> Steps:
-        return Steps(*(getattr(self, each.name).index_select(0, which) for each in fields(self)))
+        return Steps(**{each.name: getattr(self, each.name).index_select(0, which) for each in fields(self)})
 
 
 class Reinforcement(Technique):
@@ -180,9 +180,11 @@ class Reinforcement(Technique):
 
     def seen(self, observations: Tensor) -> Tensor:
         """Observations as the networks take them: on their device, numbers in [0, 1] of pixels, normalised."""
-        moved = observations.to(self.device, self.dtype if observations.dtype != torch.uint8 else None)  # type: ignore[arg-type]
+        kind: Any = self.dtype
         if observations.dtype == torch.uint8:
-            moved = moved.to(self.dtype) / 255  # type: ignore[arg-type]
+            moved = observations.to(self.device).to(kind) / 255
+        else:
+            moved = observations.to(self.device, kind)
         return self.observed.normalized(moved) if self.observed is not None else moved
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -222,7 +224,7 @@ class Reinforcement(Technique):
         shape = rollout.rewards.shape
         parts = (rollout.observations.flatten(0, 1), rollout.last_observations, rollout.final_observations)
         found = self._value_of(self.seen(torch.cat(parts)))
-        values, last, final = found.split([len(part) for part in parts])
+        values, last, final = torch.split(found, [len(part) for part in parts])
         values = values.view(shape)
         following = torch.cat([values[1:], last.unsqueeze(0)]).masked_fill(rollout.terminated, 0.0)
         following.view(-1)[rollout.final_steps] = final
@@ -234,7 +236,8 @@ class Reinforcement(Technique):
         places = torch.arange(count, device=advantages.device).repeat_interleave(time)
         parts = (rollout.actions, rollout.log_probs, advantages, values, returns)
         seen = self.seen(rollout.observations.transpose(0, 1).flatten(0, 1))
-        found = Steps(seen, *(part.transpose(0, 1).flatten(0, 1) for part in parts), places)
+        flat = [part.transpose(0, 1).flatten(0, 1) for part in parts]
+        found = Steps(seen, flat[0], flat[1], flat[2], flat[3], flat[4], places)
         if rollout.valid is None:
             return found
         return found[rollout.valid.transpose(0, 1).flatten().nonzero().squeeze(1)]
@@ -259,7 +262,7 @@ class Reinforcement(Technique):
 
     def _rewards(self, rollout: Rollout) -> Tensor:
         """``[T, N]`` rewards; divided by the deviation of their discounted sums so far if they are to be normalised."""
-        rewards = rollout.rewards.to(self.dtype)  # type: ignore[arg-type]
+        rewards = rollout.rewards.to(self.dtype)
         if self.rewarded is None:
             return rewards
         going = self._going.to(rewards) if len(self._going) == rewards.shape[1] else torch.zeros_like(rewards[0])
@@ -280,7 +283,7 @@ class Reinforcement(Technique):
         if distributed():
             self.manual_backward(loss)
         else:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         if self.max_grad_norm is not None:
             clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], self.max_grad_norm,
                             foreach=True)  # fmt: skip
@@ -452,7 +455,8 @@ def _width(network: nn.Module, input_shape: tuple[int, ...], outputs: int) -> in
 
 def _orthogonal(network: nn.Module, gain: float = HIDDEN_GAIN) -> None:
     """Orthogonal weights, the head's small, and no bias."""
-    head = set(network.head.modules()) if isinstance(getattr(network, "head", None), nn.Module) else set()
+    last = getattr(network, "head", None)
+    head = set(last.modules()) if isinstance(last, nn.Module) else set()
     for part in network.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             nn.init.orthogonal_(part.weight, POLICY_GAIN if part in head else gain)
