@@ -25,7 +25,7 @@ DATA = {entry.name: entry.load() for entry in registry.datamodules.entries()}
 ANY_DATA = ", ".join(DATA)
 PAIRS = ("domains", "mnist_blend", "mnist_digits")
 """Data that yield something else than labelled batches unless they are told."""
-LABELLED_DATA = ", ".join(name for name in DATA if name not in PAIRS)
+LABELLED_DATA = ", ".join(name for name in DATA if name not in (*PAIRS, "gym"))
 IMAGE_DATA = ", ".join(name for name, data in DATA.items() if "in_channels" in data.facts)
 
 RECIPE = """\
@@ -240,7 +240,8 @@ def test_the_recipe_that_the_others_are_made_of_is_right() -> None:
           'arguments; got a number']),
         ('early_stopping: {patience: 3}', 'mine: {patience: 3}',
          ["4:13: callbacks.mine: no callback named 'mine' (there are: channels_last, checkpoints, compile, "
-          'early_stopping, ema, export, learning_rate, nan_guard, profile, progress, pruning, quantization, sharing)']),
+          'early_stopping, ema, evaluation, export, learning_rate, nan_guard, profile, progress, pruning, quantization, '
+          'sharing)']),
         ('early_stopping: {patience: 3}', 'mine: {name: early_stoping}',
          ["4:26: callbacks.mine.name: no callback named 'early_stoping' (did you mean 'early_stopping'?)"]),
         ('early_stopping: {patience: 3}', 'mine: {from: teacher}',

@@ -94,7 +94,7 @@ class Reinforcement(Technique):
     """
 
     consumes: ClassVar[type] = Rollout
-    unsaved: ClassVar[tuple[str, ...]] = ("_since",)
+    unsaved: ClassVar[tuple[str, ...]] = ("_since", "speed")
 
     @checked
     def __init__(
