@@ -4,11 +4,11 @@
     python benchmarks/rl.py [ROUNDS] [ppo] [a2c]
 
 CartPole-v1, one thread, every contestant once a round, in turns; medians over the rounds. Settings of the zoo:
-https://github.com/DLR-RM/rl-baselines3-zoo (8 environments; PPO: rollouts of 32 steps, 20 passes, batches of 256; A2C:
-rollouts of 5 steps). Steps a second are of training alone, through ``lab fit``'s own path: checkpoints, metrics and all.
+https://github.com/DLR-RM/rl-baselines3-zoo (8 environments; PPO: rollouts of 32 steps, 20 passes, batches of 256;
+A2C: rollouts of 5 steps). Steps a second are of training alone, all that ``lab fit`` does in it included.
 
 Seconds to 475: of training until the first evaluation (20 episodes, most probable actions) reaches it, one each 5,000
-steps for Stable-Baselines3 and one an epoch for lab. The time of evaluations is taken off Stable-Baselines3's, not lab's.
+steps for Stable-Baselines3 and one an epoch for lab. The time of evaluations is taken off Stable-Baselines3's only.
 """
 
 from __future__ import annotations

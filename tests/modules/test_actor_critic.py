@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -135,7 +135,7 @@ class Served:
 def update(module: Reinforcement, *rollouts: Rollout) -> dict[str, Tensor]:
     """The weights after learning from rollouts."""
     trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                      enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0, log_every_n_steps=1)  # fmt: skip
+                      enable_model_summary=False, limit_val_batches=0, log_every_n_steps=1)  # fmt: skip
     trainer.fit(module, train_dataloaders=Served(rollouts))
     return {name: value.clone() for name, value in module.state_dict().items()}
 
@@ -226,7 +226,7 @@ class Listening(Lean):
     """Notes how far the stored log-probabilities of each rollout are from the policy's that is about to learn."""
 
     watches_only = True
-    apart: list[float] = []
+    apart: ClassVar[list[float]] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Rollout, batch_idx: int) -> None:
         with torch.no_grad():
@@ -259,7 +259,8 @@ def test_the_budget_is_spent_in_steps_of_the_environments() -> None:
 
 def test_left_and_gone_on_with_it_ends_as_one_that_was_not(tmp_path: Path) -> None:
     recipe = {
-        "data": {**SMALL, "wrappers": {"normalize_observation": {}, "normalize_reward": {}, "frame_stack": {"size": 2}}},
+        "data": {**SMALL, "wrappers": {"normalize_observation": {}, "normalize_reward": {}, "frame_stack": {"size": 2}}
+                 },
         "module": {"name": "actor_critic", "network": {"name": "mlp", "hidden": [8]}, "scheduler": "warmup_linear"},
         "callbacks": QUIET["callbacks"],
     }  # fmt: skip
@@ -286,7 +287,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:checkpoints. no metric")
 @pytest.mark.parametrize("name", SHAPES)
 def test_two_processes_learn_from_the_same_rollouts_as_one_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")

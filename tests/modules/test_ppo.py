@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def test_every_step_is_in_one_minibatch_of_each_pass() -> None:
     whole = sorted(rollout.log_probs.flatten().tolist())
     assert len(seen) == 12
     for start in range(0, 12, 4):
-        assert sorted(sum(seen[start : start + 4], [])) == whole
+        assert sorted(itertools.chain(*seen[start : start + 4])) == whole
     assert seen[0] != seen[4]
 
 
