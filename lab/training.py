@@ -264,9 +264,10 @@ def _draw(built: Built, lightning: Trainer, folder: Path) -> None:
         try:
             for name, picture in draw().items():
                 path = pictures.keep(folder / "pictures", name, picture)
+                kind = "log_video" if path.suffix == ".gif" else "log_image"  # as an image, W&B keeps the first picture
                 for logger in lightning.loggers:
-                    if hasattr(logger, "log_image"):
-                        logger.log_image(name, [str(path)])
+                    if hasattr(logger, kind):
+                        getattr(logger, kind)(name, [str(path)])
         except Exception as cause:  # whatever a technique, a logger or matplotlib may raise
             rank_zero_warn(f"stage {built.stage.name}: a picture is missing: {type(cause).__name__}: {cause}")
 

@@ -17,7 +17,7 @@ from lab.batch import Policy, Rollout, WholeEpisodes
 from lab.datamodules.rollouts import Judging, Rollouts, seed_of
 from lab.environments import EnvironmentFactory, EnvironmentId
 from lab.environments.acting import described
-from lab.environments.making import Making
+from lab.environments.making import Making, Wrappers
 from lab.errors import UserError
 from lab.ranges import Count, checked
 
@@ -73,7 +73,7 @@ class Gym(LightningDataModule):
         rollouts_per_epoch: Count = 10,
         val_episodes: Count = 20,
         test_episodes: Count = 100,
-        wrappers: dict[str, dict[str, Any] | None] | None = None,
+        wrappers: Wrappers | None = None,
         vectorization: Literal["auto", "serial"] = "auto",
         seed: int = 0,
     ) -> None:

@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.vector import VectorEnv
+from pydantic import AfterValidator
 
 from lab.environments import BATCHED, EnvironmentFactory, find, registered
 from lab.environments.stepping import Environments, Serial, Stacked, Vectorised
@@ -53,10 +54,6 @@ class Making:
     environment: str | EnvironmentFactory
     wrappers: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     vectorization: Literal["auto", "serial"] = "auto"
-
-    def __post_init__(self) -> None:
-        for name, given in self.wrappers.items():
-            _known_wrapper(name, given or {})
 
     @property
     def named(self) -> str:
@@ -146,6 +143,12 @@ class Making:
         return isinstance(self._class, type) and issubclass(self._class, VectorEnv)
 
 
+def _known_wrappers(wrappers: dict[str, dict[str, Any] | None]) -> dict[str, dict[str, Any] | None]:
+    for name, given in wrappers.items():
+        _known_wrapper(name, given or {})
+    return wrappers
+
+
 def _known_wrapper(name: str, given: Mapping[str, Any]) -> None:
     """Raise a ValueError for a wrapper that there isn't, or that doesn't take what it is given."""
     if name in OWN_WRAPPERS:
@@ -165,6 +168,10 @@ def _known_wrapper(name: str, given: Mapping[str, Any]) -> None:
         inspect.signature(found).bind(None, **given)
     except TypeError as cause:
         raise ValueError(f"wrapper {name}: {cause}") from cause
+
+
+Wrappers = Annotated[dict[str, dict[str, Any] | None], AfterValidator(_known_wrappers)]
+"""Wrappers by name, lab's or of ``gymnasium.wrappers``, with the arguments that they take."""
 
 
 def _is_picture(space: Any) -> bool:

@@ -72,7 +72,8 @@ def test_a_batched_environment_is_gymnasiums_bit_for_bit(kind: type[Batched]) ->
     own, random = kind(num_envs=count), np.random.default_rng(0)
     assert own.single_observation_space == theirs.single_observation_space
     assert own.single_action_space == theirs.single_action_space
-    np.testing.assert_array_equal(own.reset(seed=3)[0], theirs.reset(seed=3)[0])
+    for seed in range(3, 43):
+        np.testing.assert_array_equal(own.reset(seed=seed)[0], theirs.reset(seed=seed)[0])
     ends = 0
     for _ in range(steps):
         actions = random.uniform(-2.5, 2.5, (count, 1)) if kind is Pendulum else random.integers(3, size=count)
@@ -151,6 +152,20 @@ def test_what_was_cut_off_is_what_came_before_the_new_beginning(vectorization: A
     turn = torch.remainder(after - angle + torch.pi, 2 * torch.pi) - torch.pi
     torch.testing.assert_close(turn, played.final_observations[:, 2] * 0.05, rtol=0, atol=1e-5)
     single.close()
+
+
+def test_what_has_terminated_is_not_to_be_estimated() -> None:
+    played = list(rollouts("CartPole-v1"))
+    assert torch.cat([each.terminated for each in played]).any()
+    assert all(len(each.final_steps) == 0 for each in played)  # the pole falls long before the time limit
+    cut = next(iter(rollouts("CartPole-v1", wrappers={"time_limit": {"steps": 5}})))
+    assert torch.equal(cut.final_steps, (cut.truncated & ~cut.terminated).flatten().nonzero().squeeze(1))
+    assert len(cut.final_steps) > 10
+
+
+def test_every_rollout_draws_anew() -> None:
+    first, second, _ = rollouts("Acrobot-v1")
+    assert not torch.equal(first.actions, second.actions)
 
 
 def test_whole_episodes_begin_anew_and_end_once() -> None:
@@ -321,7 +336,7 @@ def said(data: dict[str, Any]) -> str:
 
 
 def test_an_unknown_environment_is_told_the_nearest() -> None:
-    assert "no environment 'CartPol-v1' (did you mean 'CartPole-v1'" in said({"environment": "CartPol-v1"})
+    assert "data.environment: no environment 'CartPol-v1' (did you mean 'CartPole-v1'" in said({"environment": "CartPol-v1"})
     assert "no environment 'Acrobot' (did you mean 'Acrobot-v1'?)" in said({"environment": "Acrobot"})
     assert "did you mean 'CartPole-v0' or 'CartPole-v1'?" in said({"environment": "CartPole-v9"})
 
@@ -344,7 +359,8 @@ def refused(*arguments: Any, **named: Any) -> str:
 
 
 def test_wrappers_that_are_none_or_take_other_arguments_are_refused() -> None:
-    assert "no wrapper 'frame_stak' (did you mean 'frame_stack'" in refused("CartPole-v1", wrappers={"frame_stak": {}})
+    told = said({"environment": "CartPole-v1", "wrappers": {"frame_stak": {}}})
+    assert "data.wrappers: no wrapper 'frame_stak' (did you mean 'frame_stack'" in told
     assert "wrapper time_limit takes steps: a number, got {}" in refused("CartPole-v1", wrappers={"time_limit": None})
     assert "steps is a whole number from 1, got 0" in refused("CartPole-v1", wrappers={"time_limit": {"steps": 0}})
     assert "wrapper ClipReward" in refused("CartPole-v1", wrappers={"ClipReward": {"nonsense": 1}})
