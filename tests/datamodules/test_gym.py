@@ -64,6 +64,9 @@ def rollouts(
 
 # Lab's own environments
 
+SINGLE = (835, 1506, 1692)
+"""Seeds whose Acrobots begin where a cosine of single precision is not that of double precision, rounded."""
+
 
 @pytest.mark.parametrize("kind", [Acrobot, Pendulum, MountainCar])
 def test_a_batched_environment_is_gymnasiums_bit_for_bit(kind: type[Batched]) -> None:
@@ -72,7 +75,7 @@ def test_a_batched_environment_is_gymnasiums_bit_for_bit(kind: type[Batched]) ->
     own, random = kind(num_envs=count), np.random.default_rng(0)
     assert own.single_observation_space == theirs.single_observation_space
     assert own.single_action_space == theirs.single_action_space
-    for seed in range(3, 43):
+    for seed in (*SINGLE, 3):
         np.testing.assert_array_equal(own.reset(seed=seed)[0], theirs.reset(seed=seed)[0])
     ends = 0
     for _ in range(steps):
@@ -336,7 +339,9 @@ def said(data: dict[str, Any]) -> str:
 
 
 def test_an_unknown_environment_is_told_the_nearest() -> None:
-    assert "data.environment: no environment 'CartPol-v1' (did you mean 'CartPole-v1'" in said({"environment": "CartPol-v1"})
+    assert "data.environment: no environment 'CartPol-v1' (did you mean 'CartPole-v1'" in said(
+        {"environment": "CartPol-v1"}
+    )
     assert "no environment 'Acrobot' (did you mean 'Acrobot-v1'?)" in said({"environment": "Acrobot"})
     assert "did you mean 'CartPole-v0' or 'CartPole-v1'?" in said({"environment": "CartPole-v9"})
 
