@@ -88,6 +88,7 @@ class Evaluation(Lean):
             if self.stop_at is not None:
                 ax.axhline(self.stop_at, color=COLORS[1], linewidth=0.8, linestyle="--", label="stop at")
             ax.set(xlabel="steps of the environments", ylabel="mean return of an episode")
+            ax.locator_params(axis="x", nbins=6)
             ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
             ax.legend(loc="best")
         return figure

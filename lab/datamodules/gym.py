@@ -58,7 +58,7 @@ class Gym(LightningDataModule):
         "action_space", "num_classes", "input_shape", "in_channels", "rollout_size", "normalize_observations",
         "normalize_rewards",
     )  # fmt: skip
-    trainer_defaults: ClassVar[dict[str, Any]] = {"max_epochs": -1, "num_sanity_val_steps": 0, "log_every_n_steps": 10}
+    trainer_defaults: ClassVar[dict[str, Any]] = {"max_epochs": -1, "num_sanity_val_steps": 0}
     """What the trainer is told where the recipe says nothing: the budget is in steps of the environments."""
     unsaved: ClassVar[tuple[str, ...]] = ("_rollouts", "_judged")
 
