@@ -9,7 +9,7 @@ A2C: rollouts of 5 steps). Steps a second are of training alone, all that ``lab 
 
 Seconds to 475, of training, by two measures. ``solved``: the mean of the last 100 episodes of training is 475, which is
 CartPole-v1's own definition. ``evaluated``: the first evaluation (20 episodes, most probable actions) reaches it,
-one each 5,000 steps for Stable-Baselines3 and one an epoch for lab; a policy that is still learning may reach it by luck and
+one each 5,000 steps for Stable-Baselines3 and one an epoch for lab; a policy that still learns may reach it by luck and
 lose it again. The time of evaluations is taken off Stable-Baselines3's only.
 """
 

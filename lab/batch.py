@@ -166,7 +166,7 @@ class Rollout:
         """The same steps on a device; themselves where they are there, which spares Lightning a copy of every part."""
         if self.rewards.device == device:
             return self
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         return type(self)(**{k: v.to(device, **how) if isinstance(v, Tensor) else v for k, v in parts.items()})
 
 

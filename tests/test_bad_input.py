@@ -426,7 +426,7 @@ def episodes() -> Iterator[None]:
 @pytest.mark.usefixtures("episodes")
 def test_data_that_the_module_cannot_consume(changed: Refused) -> None:
     lines = changed("{name: digits, batch_size: 64}", "episodes")
-    others = ("episodes", "domains", "mnist_blend", "mnist_digits")
+    others = ("episodes", "domains", "mnist_blend", "mnist_digits", "gym")
     assert lines == [
         f"recipe.yaml:2:7: {stage}data: {module} consumes Labelled batches, episodes yields Episodes; "
         f"data that fits: {', '.join(name for name in registry.datamodules.names() if name not in others)}"

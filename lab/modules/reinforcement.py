@@ -147,7 +147,7 @@ class Reinforcement(Technique):
         self._watched: list[dict[str, Tensor]] = []
         self._ended: list[tuple[Tensor, Tensor]] = []
         self._since: tuple[float, int] | None = None
-        self.speed = 0.0
+        self.speed = math.nan
         """Steps of the environments a second, in the last window of steps that was logged."""
         self.total_steps = 0.0
 
@@ -363,7 +363,8 @@ class Reinforcement(Technique):
 
     def results(self) -> dict[str, Any]:
         """What the stage's results say beside metrics: steps of the environments, and how many a second."""
-        return {"env_steps": self.env_steps, "env_steps_per_second": round(self.speed)}
+        speed = {"env_steps_per_second": round(self.speed)} if math.isfinite(self.speed) else {}
+        return {"env_steps": self.env_steps, **speed}
 
     def _judge(self, played: Trajectories, split: str) -> None:
         found = {f"{split}/return": played.returns.mean(), f"{split}/length": played.lengths.double().mean()}
@@ -394,10 +395,9 @@ class Reinforcement(Technique):
             self._watched.clear()
             self._ended.clear()
             began, before = self._since
-            if now > began:
-                self.speed = (self.env_steps - before) / (now - began)
-                for logger in self.trainer.loggers:  # no metric: equal trainings differ in it
-                    logger.log_metrics({"train/env_steps_per_second": self.speed}, step=self.trainer.global_step - 1)
+            self.speed = (self.env_steps - before) / (now - began) if now > began else math.nan
+            for logger in self.trainer.loggers:  # no metric: equal trainings differ in it
+                logger.log_metrics({"train/env_steps_per_second": self.speed}, step=self.trainer.global_step - 1)
             self._since = now, self.env_steps
 
     def _means(self) -> dict[str, Tensor]:
