@@ -42,6 +42,8 @@ def _said(error: ValidationError) -> str:
     """pydantic's messages as one phrase."""
     phrases = []
     for detail in error.errors(include_url=False):
+        if detail["type"] == "value_error":  # an annotation's own, written for people: other types are beside the point
+            return str(detail["ctx"]["error"])
         inner = [str(part) for part in detail["loc"] if isinstance(part, int)]
         where = f" at position {'.'.join(inner)}" if inner else ""
         what = UNSAYABLE if detail["type"].startswith(("needs_python", "is_instance")) else detail["msg"]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 UNLABELLED = -1
 """The class index of an image whose label is withheld; withheld real-valued targets are NaN."""
@@ -139,10 +139,91 @@ class Episodes:
 
 @dataclass
 class Rollout:
-    """Steps of a policy in vectorised environments; every tensor starts with ``[time, environment]``."""
+    """Steps of a policy in vectorised environments, ``[T, N]``: time, then environment.
+
+    Episodes follow one another; after a step that is ``terminated`` or ``truncated`` the next one begins.
+
+    Args:
+        observations: ``[T, N, ...]``, what each action answered.
+        actions: ``[T, N]`` or ``[T, N, A]``, as the policy drew them.
+        rewards: ``[T, N]``.
+        terminated: ``[T, N]`` bool: the episode came to its end; nothing follows.
+        truncated: ``[T, N]`` bool: the episode was cut off; what would have followed is to be estimated.
+        log_probs: ``[T, N]``, nats, of the actions under the policy that drew them.
+        last_observations: ``[N, ...]``, what followed the last step.
+        final_observations: ``[K, ...]``, what the truncated episodes ended with.
+        final_steps: ``[K]``, at which steps: time · N + environment.
+        valid: ``[T, N]`` bool, or None for all: what is no step, such as one that a vector environment spends on
+            beginning an episode, is not to be learnt from.
+        episode_returns: ``[E]``, the sums of rewards of the episodes that ended in these steps.
+        episode_lengths: ``[E]``, their steps.
+        env_steps: steps of the environments so far, of this process, these included.
+    """
 
     observations: Tensor
     actions: Tensor
     rewards: Tensor
     terminated: Tensor
     truncated: Tensor
+    log_probs: Tensor
+    last_observations: Tensor
+    final_observations: Tensor
+    final_steps: Tensor
+    valid: Tensor | None
+    episode_returns: Tensor
+    episode_lengths: Tensor
+    env_steps: int = 0
+
+    def to(self, device: Any, **how: Any) -> Self:
+        """The same steps on a device; themselves where they are there, which spares Lightning a copy of every part."""
+        if self.rewards.device == device:
+            return self
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return type(self)(**{k: v.to(device, **how) if isinstance(v, Tensor) else v for k, v in parts.items()})
+
+
+@dataclass
+class WholeEpisodes(Rollout):
+    """Episodes from their first step to their last, one in each environment; what follows its end is not ``valid``."""
+
+
+@dataclass
+class Trajectories:
+    """Whole episodes for judging a policy, end to end; ``[S]`` steps of all of them together.
+
+    Args:
+        returns: ``[E]``, the sum of rewards of each episode.
+        lengths: ``[E]``, its steps.
+        episode: ``[S]``, to which episode a step belongs; None where only returns and lengths were wanted.
+        step: ``[S]``, counted from 0 in each episode.
+        observations: ``[S, ...]``.
+        actions: ``[S]`` or ``[S, A]``.
+        rewards: ``[S]``.
+        terminated: ``[S]`` bool.
+        truncated: ``[S]`` bool.
+    """
+
+    returns: Tensor
+    lengths: Tensor
+    episode: Tensor | None = None
+    step: Tensor | None = None
+    observations: Tensor | None = None
+    actions: Tensor | None = None
+    rewards: Tensor | None = None
+    terminated: Tensor | None = None
+    truncated: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.returns)
+
+
+class Policy(Protocol):
+    """What data that come of acting ask the module that learns from them."""
+
+    def act(self, observations: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Actions drawn for ``[N, ...]`` observations, and their log-probabilities ``[N]`` in nats; no gradient."""
+        ...
+
+    def best(self, observations: Tensor) -> Tensor:
+        """The most probable actions for ``[N, ...]`` observations; no gradient."""
+        ...

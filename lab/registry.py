@@ -192,7 +192,12 @@ optimizers = Kind(
     later=1,
 )
 transforms = Kind("transforms", "", ("lab.transforms.Transform",))
-environments = Kind("environments", "gymnasium.Env", ("gymnasium.Env",), factory=True)
+environments = Kind(
+    "environments",
+    "lab.environments.Environment",
+    ("lab.environments.EnvironmentFactory", "gymnasium.Env"),
+    factory=True,
+)
 
 KINDS: dict[str, Kind] = {
     kind.name: kind

@@ -71,7 +71,8 @@ def train(this: Run, plan: Plan, prepared: Prepared, watching: Sequence[Callback
         callbacks, loggers = _attachments(built, this, plan)
         meter = _Meter()
         together = [Exact(longer="continues" in this.manifest), *callbacks.values(), meter, *watching]
-        lightning = trainer.make(stage.trainer.plain(), folder, together, loggers, smoke=smoke)
+        arguments = {**getattr(built.data, "trainer_defaults", {}), **stage.trainer.plain()}
+        lightning = trainer.make(arguments, folder, together, loggers, smoke=smoke)
         try:
             _describe(this, built, lightning, plan)
             seed_everything(stage.seed, workers=True, verbose=False)
@@ -263,9 +264,10 @@ def _draw(built: Built, lightning: Trainer, folder: Path) -> None:
         try:
             for name, picture in draw().items():
                 path = pictures.keep(folder / "pictures", name, picture)
+                kind = "log_video" if path.suffix == ".gif" else "log_image"  # as an image, W&B keeps the first picture
                 for logger in lightning.loggers:
-                    if hasattr(logger, "log_image"):
-                        logger.log_image(name, [str(path)])
+                    if hasattr(logger, kind):
+                        getattr(logger, kind)(name, [str(path)])
         except Exception as cause:  # whatever a technique, a logger or matplotlib may raise
             rank_zero_warn(f"stage {built.stage.name}: a picture is missing: {type(cause).__name__}: {cause}")
 

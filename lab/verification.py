@@ -38,7 +38,7 @@ from lab.stages import StageFailed
 TRACE = "trace.jsonl"
 """The file in a stage's folder that has a line for every batch."""
 GENERATORS = {"python": "Python's", "numpy": "NumPy's", "torch": "torch's", "cuda": "CUDA's"}
-BESIDES = ("seconds", "train_seconds", "filled")
+BESIDES = ("seconds", "train_seconds", "train/env_steps_per_second", "filled")
 """What may differ between equal trainings: times, and whether an attribute's object was there from the beginning."""
 
 

@@ -126,8 +126,8 @@ class TestFiles:
         assert refused("fit", "") == [".: is a folder, not a file"]
         assert refused("fit", "-") == [
             "-: no such file, and no bundled recipe of that name "
-            "(there are: adaptation, compress, continual, dann, distill, distill_qat, ewc, finetune, maml, "
-            "maml_glyphs, prune, quantize, supervised, text)"
+            "(there are: acrobot, actor_critic, adaptation, compress, continual, dann, distill, distill_qat, ewc, "
+            "finetune, maml, maml_glyphs, pendulum, policy_gradient, ppo, prune, quantize, supervised, text)"
         ]
 
     def test_that_are_no_files(self, refused: Refused) -> None:
@@ -410,7 +410,7 @@ class TestTypes:
 
 def test_data_that_the_module_cannot_consume(changed: Refused) -> None:
     lines = changed("{name: digits, batch_size: 64}", "sinusoid")
-    others = ("episodes", "sinusoid", "domains", "mnist_blend", "mnist_digits")
+    others = ("episodes", "sinusoid", "domains", "mnist_blend", "mnist_digits", "gym")
     assert lines == [
         f"recipe.yaml:2:7: {stage}data: {module} consumes Labelled batches, sinusoid yields Episodes; "
         f"data that fits: {', '.join(name for name in registry.datamodules.names() if name not in others)}"

@@ -102,7 +102,8 @@ def test_facts_fill_what_is_left_out_and_the_specification_has_them() -> None:
     described = component("networks", {"name": "mlp", "hidden": [4]}, HERE, ["num_classes", "input_shape"])
     assert builder.build(described).head.out_features == 5
     spec = builder.spec(described)
-    assert spec == {"name": "mlp", "hidden": [4], "dropout": 0.0, "num_classes": 5, "input_shape": [1, 8, 8]}
+    assert spec == {"name": "mlp", "hidden": [4], "dropout": 0.0, "activation": "relu", "num_classes": 5,
+                    "input_shape": [1, 8, 8]}  # fmt: skip
 
 
 def test_a_path_is_relative_to_the_file_that_says_it(own_folder: Path) -> None:

@@ -20,11 +20,12 @@ from lab.plan import Component, From
 from lab.types import check_types
 
 DATA = {entry.name: entry.load() for entry in registry.datamodules.entries()}
-ANY_DATA = ", ".join(DATA)
+ANY_DATA = ", ".join(name for name, data in DATA.items() if "num_classes" in data.facts)
+JUDGED_DATA = ", ".join(name for name, data in DATA.items() if "objective" in data.facts)
 PAIRS = ("domains", "mnist_blend", "mnist_digits")
 """Data that yield something else than labelled batches unless they are told."""
 EPISODIC = ("episodes", "sinusoid")
-LABELLED_DATA = ", ".join(name for name in DATA if name not in (*PAIRS, *EPISODIC))
+LABELLED_DATA = ", ".join(name for name in DATA if name not in (*PAIRS, *EPISODIC, "gym"))
 IMAGE_DATA = ", ".join(name for name, data in DATA.items() if "in_channels" in data.facts)
 
 RECIPE = """\
@@ -146,7 +147,7 @@ def test_the_recipe_that_the_others_are_made_of_is_right() -> None:
           "10:18: stages.teacher.module.objective: classification needs the argument 'num_classes': "
           f'Annotated[int, Ge(2)] (data would give it: {ANY_DATA})',
           "15:7: stages.student.module: distill needs the argument 'objective': Objective (data would give "
-          f'it: {ANY_DATA})',
+          f'it: {JUDGED_DATA})',
           "16:16: stages.student.module.network: convnet needs the argument 'num_classes': Count (data would "
           f'give it: {ANY_DATA})',
           "16:16: stages.student.module.network: convnet needs the argument 'in_channels': Count (data would "
@@ -239,7 +240,8 @@ def test_the_recipe_that_the_others_are_made_of_is_right() -> None:
           'arguments; got a number']),
         ('early_stopping: {patience: 3}', 'mine: {patience: 3}',
          ["4:13: callbacks.mine: no callback named 'mine' (there are: channels_last, checkpoints, compile, "
-          'early_stopping, ema, export, learning_rate, nan_guard, profile, progress, pruning, quantization, sharing)']),
+          'early_stopping, ema, evaluation, export, learning_rate, nan_guard, profile, progress, pruning, '
+          'quantization, sharing)']),
         ('early_stopping: {patience: 3}', 'mine: {name: early_stoping}',
          ["4:26: callbacks.mine.name: no callback named 'early_stoping' (did you mean 'early_stopping'?)"]),
         ('early_stopping: {patience: 3}', 'mine: {from: teacher}',

@@ -274,6 +274,7 @@ FAMILIES = {
     "continual": ("ewc", "si", "mas", "lwf", "replay", "naive", "joint"),
     "adaptation": ("cdan", "mmd", "coral", "adabn"),
     "meta_learning": ("anil", "reptile", "protonet"),
+    "reinforcement": (),  # each has all four
 }
 """Techniques that stand side by side: they share a base, a recipe, a test file and a page."""
 RECIPES = {"meta_learning": "maml_glyphs"}

@@ -1,4 +1,4 @@
-"""The multilayer perceptron: fully connected layers with ReLU between them.
+"""The multilayer perceptron: fully connected layers with ReLU, or tanh, between them.
 
 D. Rumelhart, G. Hinton, R. Williams: Learning Representations by Back-Propagating Errors, Nature 323, 1986; rectified
 units after Nair and Hinton 2010, dropout after Srivastava et al. 2014.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ class MLP(nn.Module):
         input_shape: shape of one input, without the batch dimension.
         hidden: units of each hidden layer; with none the network is linear.
         dropout: probability that a hidden unit is dropped in training, in [0, 1).
+        activation: what a hidden unit makes of its sum; tanh is usual for policies.
     """
 
     @checked
@@ -32,12 +34,14 @@ class MLP(nn.Module):
         input_shape: tuple[Count, ...],
         hidden: tuple[Count, ...] = (256, 256),
         dropout: Dropout = 0.0,
+        activation: Literal["relu", "tanh"] = "relu",
     ) -> None:
         super().__init__()
         sizes = (math.prod(input_shape), *hidden)
         self.body = nn.Sequential(nn.Flatten())
         for inputs, outputs in pairwise(sizes):
-            self.body.extend([nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)])
+            unit = nn.ReLU() if activation == "relu" else nn.Tanh()
+            self.body.extend([nn.Linear(inputs, outputs), unit, nn.Dropout(dropout)])
         self.head = nn.Linear(sizes[-1], num_classes)
 
     def features(self, x: Tensor) -> Tensor:
