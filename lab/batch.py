@@ -179,7 +179,8 @@ class Rollout:
         if self.rewards.device == device:
             return self
         parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self)(**{k: v.to(device, **how) if isinstance(v, Tensor) else v for k, v in parts.items()})
+        moved: dict[str, Any] = {k: v.to(device, **how) if isinstance(v, Tensor) else v for k, v in parts.items()}
+        return type(self)(**moved)
 
 
 @dataclass

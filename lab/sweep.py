@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lab import proposals, recipe, repetition, stages
@@ -368,7 +369,11 @@ class Reports(Lean):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.training or Path(trainer.default_root_dir).name != self.stage:
+        if (
+            trainer.sanity_checking
+            or trainer.state.fn != TrainerFn.FITTING
+            or Path(trainer.default_root_dir).name != self.stage
+        ):
             return
         value = trainer.callback_metrics.get(self.metric)
         if value is None:

@@ -241,7 +241,7 @@ class TestNames:
             ("max_epochs: 1", "use_distributed_sampler: false",
              "recipe.yaml:3:11: trainer.use_distributed_sampler: is lab's own: the datamodule shards its batches"),
             ("max_epochs: 1", "plugins: []", "recipe.yaml:3:11: trainer.plugins: is lab's own: lab chooses them"),
-            ("seed: 0", "sweep: {seed: [1, 2]}", "recipe.yaml:1:1: sweep: sweeps: not in this version of lab"),
+            ("seed: 0", "sweep: [1, 2]", "recipe.yaml:1:8: sweep: expected a mapping, got a list"),
         ],
     )  # fmt: skip
     def test_and_wires_that_are_wrong(self, old: str, new: str, expected: str, changed: Refused) -> None:

@@ -255,8 +255,6 @@ def test_the_recipe_that_the_others_are_made_of_is_right() -> None:
          ['1:7: seed: expected a whole number from 0 to 4294967295, got null']),
         ('seed: 0', "seed: '0'",
          ["1:7: seed: expected a whole number from 0 to 4294967295, got '0'"]),
-        ('seed: 0', 'sweep: {seed: [1]}',
-         ['1:1: sweep: sweeps: not in this version of lab']),
         ('seed: 0', 'global_batch_size: 8',
          ['1:1: global_batch_size: a global batch size: not in this version of lab']),
         ('seed: 0', 'description: [a]',

@@ -103,7 +103,9 @@ def test_a_sweep_that_was_killed_goes_on_with_its_trials_where_they_were() -> No
     left = [trial.user_attrs["runs"][0] for trial in Sweeping(work).trials if trial.state.name == "RUNNING"]
     assert left
     before = {folder: (Path("runs/r") / folder / "main/metrics.csv").exists() for folder in left}
-    assert command("r.yaml", "--jobs", "2", "trainer.max_epochs=12").wait(timeout=240) == 0
+    going_on = command("r.yaml", "--jobs", "2", "trainer.max_epochs=12")
+    said, _ = going_on.communicate(timeout=240)
+    assert going_on.returncode == 0, said
     whole(work, 5)
     assert all((Path("runs/r") / folder / "main/metrics.csv").exists() for folder in before)
 
@@ -154,7 +156,10 @@ def test_a_trial_that_does_badly_is_pruned_and_one_that_fails_is_said() -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("  space: {module.optimizer.lrr: [1, 2]}\n", "r.yaml:9:11: sweep.space.module.optimizer.lrr: no argument"),
+        (
+            "  space: {module.optimizer.lrr: [1, 2]}\n",
+            "r.yaml:9:11: sweep.space.module.optimizer.lrr: adamw has no argument 'lrr'",
+        ),
         ("  space: {module.optimizer.lr: [0.1, -1]}\n", "(with -1)"),
         ("  space: {stages.x.module.optimizer.lr: [0.1, 1]}\n", "this recipe has no stages"),
         ("  sampler: {name: tpe, startup: 3}\n" + SPACE, "sweep.sampler: no argument 'startup'"),

@@ -92,5 +92,7 @@ class ActorCritic(Reinforcement):
         advantages = normalized(steps.advantages) if self.normalize_advantages else steps.advantages
         policy, value = self.policy_loss(log_probs, steps, advantages), self.value_loss(values, steps)
         entropy = mean_of_all(entropies)
-        total = policy.loss + self.value_weight * value - self.entropy_weight * entropy
+        total = policy.loss + self.value_weight * value
+        if self.entropy_weight:
+            total = total - self.entropy_weight * entropy
         return Terms(total, policy=policy.loss, value=value, entropy=entropy, **policy.parts)

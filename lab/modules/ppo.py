@@ -88,6 +88,7 @@ class PPO(ActorCritic):
         self.target_kl = target_kl
         self.seed = seed
         self._far = False
+        self._logs: list[Tensor] = []
 
     @property
     def clip_now(self) -> float:
@@ -103,6 +104,13 @@ class PPO(ActorCritic):
         """Minibatches in a new order for each pass, until the policy has gone too far."""
         world, rank = self.trainer.world_size, self.trainer.global_rank
         size, self._far = len(steps), False
+        self._logs.clear()
+        if self.minibatches == 1:  # all of them, in whatever order
+            for _ in range(self.epochs):
+                yield steps
+                if self._far:
+                    return
+            return
         starts, total = (0, size) if not distributed() else self._spans(size, world, rank)
         for epoch in range(self.epochs):
             drawn = hashed("minibatches", self.seed, self.trainer.fit_loop.epoch_loop._batches_that_stepped, epoch)
@@ -122,15 +130,28 @@ class PPO(ActorCritic):
 
     def policy_loss(self, log_probs: Tensor, steps: Steps, advantages: Tensor) -> Terms:
         """The clipped surrogate."""
-        logs, clip = log_probs - steps.log_probs, self.clip_now
-        ratios = logs.exp()
-        loss = -mean_of_all(clipped_surrogate(ratios, advantages, clip))
-        with torch.no_grad():
-            told = torch.stack([ratios - 1 - logs, ((ratios - 1).abs() > clip).to(logs)])
-            sums, count = summed(told.sum(1), len(logs))
-            kl, outside = (sums / max(count, 1)).unbind()
-            self._far = self.target_kl is not None and float(kl) > self.target_kl
-        return Terms(loss, kl=kl, clip_fraction=outside)
+        logs = log_probs - steps.log_probs
+        self._logs.append(logs.detach())
+        if self.target_kl is not None:
+            self._far = float(self._moved(logs.detach())[0]) > self.target_kl
+        return Terms(-mean_of_all(clipped_surrogate(logs.exp(), advantages, self.clip_now)))
+
+    def _moved(self, logs: Tensor) -> Tensor:
+        """``[2]``: how far the policy is from the old one, in nats, and the part of ratios that are clipped.
+
+        Args:
+            logs: ``[B]``, log ρ.
+        """
+        apart = logs.expm1()
+        told = torch.stack([apart - logs, (apart.abs() > self.clip_now).to(logs)])
+        sums, count = summed(told.sum(1), len(logs))
+        return sums / max(count, 1)
+
+    def watched(self, steps: Steps) -> dict[str, Tensor]:
+        """What a value function explains, and how far the policy went from the old one in the rollout's updates."""
+        kl, outside = self._moved(torch.cat(self._logs)).unbind()
+        self._logs.clear()
+        return {**super().watched(steps), "kl": kl, "clip_fraction": outside}
 
     def value_loss(self, values: Tensor, steps: Steps) -> Tensor:
         """The squared error, clipped if it is to be."""

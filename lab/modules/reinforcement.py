@@ -18,8 +18,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Generator, Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam, Optimizer
 
@@ -31,10 +29,8 @@ from lab.modules import Technique
 from lab.modules.supervised import Terms
 from lab.normalization import Running
 from lab.optimization import OptimizerFactory, SchedulerFactory, scheduled
+from lab.policies import VALUE_GAIN, orthogonal_, width_of
 from lab.ranges import Count, Fraction, NonNegative, Positive, checked
-
-HIDDEN_GAIN, POLICY_GAIN, VALUE_GAIN = math.sqrt(2), 0.01, 1.0
-"""Of orthogonal weights, as in L. Engstrom et al.: Implementation Matters in Deep Policy Gradients, ICLR 2020."""
 
 
 @dataclass
@@ -127,9 +123,9 @@ class Reinforcement(Technique):
         self.max_grad_norm = max_grad_norm
         self.observed = Running(input_shape) if normalize_observations else None
         self.rewarded = Running(()) if normalize_rewards else None
-        width = _width(network, input_shape, self.actions.outputs)
+        width = width_of(network, input_shape, self.actions.outputs)
         if orthogonal:
-            _orthogonal(network)
+            orthogonal_(network)
         self.value_body: nn.Module | None = None
         self.value: nn.Linear | None = None
         if self.values_states:
@@ -137,10 +133,10 @@ class Reinforcement(Technique):
                 self.value_body = copy.deepcopy(network)
                 self.value_body.head = nn.Identity()
                 if orthogonal:
-                    _orthogonal(self.value_body)
+                    orthogonal_(self.value_body)
             self.value = nn.Linear(width, 1)
             if orthogonal:
-                _orthogonal(self.value, VALUE_GAIN)
+                orthogonal_(self.value, VALUE_GAIN)
         self.env_steps = 0
         """Steps of all processes' environments so far."""
         self._going = torch.zeros(0)  # discounted sums of rewards so far, for their deviation
@@ -306,10 +302,13 @@ class Reinforcement(Technique):
         self.total_steps = float(self.trainer.estimated_stepping_batches)
         if self.scheduler is None:
             return {"optimizer": optimizer}
-        self.refuse_endless("a schedule of the learning rate")
-        steps, epoch = int(self.total_steps), int(self.trainer.num_training_batches)
-        schedule = scheduled(self.scheduler, optimizer, steps, epoch, self.monitor[0])
+        schedule = scheduled(self.scheduler, optimizer, self._length, self.monitor[0])
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _length(self) -> tuple[int, int]:
+        """Rollouts of the training, and of an epoch."""
+        self.refuse_endless("a schedule of the learning rate")
+        return int(self.total_steps), int(self.trainer.num_training_batches)
 
     def refuse_endless(self, what: str) -> None:
         """Raise a UserError where nobody knows how many rollouts the training has."""
@@ -415,6 +414,11 @@ class Reinforcement(Technique):
 def normalized(values: Tensor) -> Tensor:
     """``[B]`` values of mean 0 and deviation 1, over all processes' together."""
     values = values.detach()
+    if not distributed():
+        if len(values) < 2:
+            return values
+        deviation, mean = torch.std_mean(values)
+        return (values - mean) / (deviation + 1e-8)
     total, count = summed(values.sum(), len(values))
     if count < 2:
         return values
@@ -426,39 +430,3 @@ def normalized(values: Tensor) -> Tensor:
 def value_loss(values: Tensor, returns: Tensor) -> Tensor:
     """The mean squared error of ``[B]`` values, over all processes' steps."""
     return mean_of_all((values - returns).square())
-
-
-def _width(network: nn.Module, input_shape: tuple[int, ...], outputs: int) -> int:
-    """How many features a policy's last layer has; a ValueError for what is no policy for these actions."""
-    named = type(network).__name__
-    for part in network.modules():
-        if isinstance(part, _BatchNorm) or (isinstance(part, _DropoutNd) and part.p > 0):
-            raise ValueError(
-                f"{named} has a {type(part).__name__}: a policy learns from what it did, and with one it would answer "
-                "otherwise when it learns than when it acts; mlp and lenet have none"
-            )
-    features, head = getattr(network, "features", None), getattr(network, "head", None)
-    if not (callable(features) and isinstance(head, nn.Module)):
-        raise ValueError(f"{named} has no `features` and `head`: mlp and lenet have")
-    with torch.no_grad():
-        try:
-            seen = torch.zeros(1, *input_shape)
-            width, found = int(features(seen).shape[-1]), tuple(network(seen).shape)
-        except RuntimeError as cause:
-            raise ValueError(f"{named} doesn't take observations of the shape {input_shape}: {cause}") from cause
-    if found != (1, outputs):
-        raise ValueError(
-            f"{named} gives {found[1:]} numbers, and the actions are made of {outputs}: leave num_classes to the data"
-        )
-    return width
-
-
-def _orthogonal(network: nn.Module, gain: float = HIDDEN_GAIN) -> None:
-    """Orthogonal weights, the head's small, and no bias."""
-    last = getattr(network, "head", None)
-    head = set(last.modules()) if isinstance(last, nn.Module) else set()
-    for part in network.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d):
-            nn.init.orthogonal_(part.weight, POLICY_GAIN if part in head else gain)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
