@@ -74,6 +74,7 @@ def repeat(
     out: str | os.PathLike[str] | None = None,
     smoke: bool = False,
     fresh: bool = False,
+    jobs: int | None = None,
     imports: Iterable[str] = (),
 ) -> list[Run]:
     """Train every stage of a recipe with several seeds, on several folds, or with each seed on each fold.
@@ -86,6 +87,7 @@ def repeat(
         out: where runs lie; ``runs`` in the working directory by default.
         smoke: a few batches of every stage.
         fresh: train every stage, also those that an earlier run has finished just so.
+        jobs: how many at once, a process each; None: one after the other in this process.
         imports: packages whose classes the recipe may name, as ``--import``.
 
     Returns:
@@ -93,7 +95,7 @@ def repeat(
 
     Raises:
         RecipeError: the recipe is wrong; nothing was written.
-        UserError: ``seeds`` is less than 1, or ``folds`` less than 2.
+        UserError: ``seeds`` is less than 1, or ``folds`` less than 2, or ``jobs`` less than 1.
     """
     from lab import repetition
 
@@ -102,4 +104,4 @@ def repeat(
         allow(package)
     wanted = repetition.variants(source, overrides, seeds=seeds, folds=folds)
     where = Path(out) if out is not None else None
-    return list(repetition.fit(wanted, out=where, smoke=smoke, fresh=fresh, imports=imports))
+    return list(repetition.fit(wanted, out=where, smoke=smoke, fresh=fresh, jobs=jobs, imports=imports))

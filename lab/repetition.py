@@ -5,15 +5,21 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
-from lab import recipe
+from lab import recipe, run
 from lab.check import check
 from lab.errors import UserError
 from lab.plan import Plan
 from lab.run import Run
+
+if TYPE_CHECKING:
+    from lab.fresh import Fresh
 
 MAX_SEED = 2**32 - 1
 
@@ -61,23 +67,30 @@ def fit(
     out: Path | None = None,
     smoke: bool = False,
     fresh: bool = False,
+    jobs: int | None = None,
     command: Sequence[str] = (),
     imports: Sequence[str] = (),
     tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> Iterator[Run]:
-    """Train the variants one after the other in one group; yields each run when it has ended, also one that failed.
+    """Train the variants in one group; yields each run when it has ended, in their order, also one that failed.
 
     Args:
         fresh: take over no stage that an earlier run has.
+        jobs: how many at once, a process each; None: one after the other in this process.
         tell: is given a line before each run, and one about each failure.
 
     Raises:
         RecipeError: an argument has the wrong type or range, or contradicts the data: in one run as in all.
+        UserError: ``jobs`` is less than 1.
         Interrupted: Ctrl-C.
     """
     from lab import stages
 
     group = f"group-{secrets.token_hex(3)}"
+    if jobs is not None:
+        made = partial(run.create, out=out, command=command, imports=imports, group=group)
+        yield from _at_once(wanted, jobs, made, {"smoke": smoke, "fresh": fresh}, tell)
+        return
     for number, variant in enumerate(wanted, 1):
         tell(f"run {number} of {len(wanted)}: {variant.label}")
         try:
@@ -87,6 +100,45 @@ def fit(
         except stages.StageFailed as failure:
             tell(f"{variant.label} failed: {failure}")
             yield failure.run
+
+
+def _at_once(
+    wanted: Sequence[Variant],
+    jobs: int,
+    made: Callable[[Plan], Run],
+    noted: dict[str, bool],
+    tell: Callable[[str], None],
+) -> Iterator[Run]:
+    """Train the variants in so many processes."""
+    from lab.jobs import asked, told, workers
+    from lab.types import check_types
+
+    for variant in wanted:
+        check_types(variant.plan)
+    with workers("lab.jobs", jobs) as found, ThreadPoolExecutor(jobs) as pool:
+        free: SimpleQueue[Fresh] = SimpleQueue()
+        for worker in found:
+            free.put(worker)
+
+        def one(number: int) -> Run:
+            worker, variant = free.get(), wanted[number]
+            try:
+                tell(f"run {number + 1} of {len(wanted)}: {variant.label}")
+                this = made(variant.plan)
+                this.note(**noted)
+                if last := told(this, worker, asked(this, this.manifest["imports"])):
+                    tell(f"{variant.label} failed: {last}")
+                return this
+            finally:
+                free.put(worker)
+
+        try:
+            yield from pool.map(one, range(len(wanted)))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in found:  # each saves what it is at, and ends
+                worker.end()
+            raise
 
 
 def _label(plan: Plan, shift: int | None, fold: int | None) -> str:

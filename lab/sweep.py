@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import re
 import secrets
 import sys
@@ -19,7 +18,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +34,7 @@ from lab.document import Problem, RecipeError
 from lab.errors import UserError
 from lab.fresh import Fresh
 from lab.gates import figure
+from lab.jobs import keep_busy, told, workers
 from lab.plan import Plan
 from lab.recipe import shown
 from lab.registry import allow
@@ -169,10 +168,11 @@ class Sweeping:
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         direction: Literal["maximize", "minimize"] = "maximize" if work.sweep.maximize else "minimize"
         try:
-            self.storage = optuna.storages.get_storage(work.storage)
-            self.study = optuna.create_study(
-                storage=self.storage, study_name=work.name, direction=direction, load_if_exists=True
-            )
+            with _alone(work.folder):  # two that begin a database at the same moment are in each other's way
+                self.storage = optuna.storages.get_storage(work.storage)
+                self.study = optuna.create_study(
+                    storage=self.storage, study_name=work.name, direction=direction, load_if_exists=True
+                )
         except Exception as cause:  # whatever a database's driver raises
             said = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
             raise UserError(f"the storage {_without_password(work.storage)} cannot be reached: {said}") from cause
@@ -225,8 +225,7 @@ class Sweeping:
     def left(self) -> list[FrozenTrial]:
         """Trials that nobody works at any more, taken over; those of a machine with other folders are left to it."""
         found = []
-        with (self.work.folder / ".taking").open("a", encoding="utf-8") as taking:
-            fcntl.flock(taking, fcntl.LOCK_EX)
+        with _alone(self.work.folder):
             for trial in self.every:
                 if trial.state != TrialState.RUNNING or not self._deserted(trial):
                     continue
@@ -262,13 +261,10 @@ def carry_out(
     Raises:
         UserError: the storage cannot be reached; a trial's results do not have the figure.
     """
-    if jobs < 1:
-        raise UserError(f"jobs must be 1 at least, got {jobs}")
     with contextlib.ExitStack() as held:
         sweeping = Sweeping(work, held.enter_context(_presence(work.folder)))
         held.callback(sweeping.leave)
         left, turn = iter(sweeping.left()), threading.Lock()
-        workers = [held.enter_context(Fresh("lab.sweep", _share(number, jobs))) for number in range(jobs)]
 
         def one(worker: Fresh) -> bool:
             with turn:
@@ -278,18 +274,7 @@ def carry_out(
             tell(train(sweeping, trial, worker))
             return True
 
-        with ThreadPoolExecutor(jobs) as pool:
-            going = {pool.submit(one, worker): worker for worker in workers}
-            try:
-                while going:
-                    for future in wait(going, return_when=FIRST_COMPLETED).done:
-                        worker = going.pop(future)
-                        if future.result():
-                            going[pool.submit(one, worker)] = worker
-            except BaseException:
-                for worker in workers:  # each saves what it is at, and ends; the trial is taken up another time
-                    worker.end()
-                raise
+        keep_busy(held.enter_context(workers("lab.sweep", jobs)), one)
     return sweeping
 
 
@@ -303,16 +288,13 @@ def train(sweeping: Sweeping, trial: FrozenTrial, worker: Fresh) -> str:
     figures, pruned = [], False
     for number, folder in enumerate(trial.user_attrs[RUNS]):
         this = Run(work.folder.parent / folder)
-        if this.status not in ("finished", "gated"):
-            said = this.folder / "said.txt"
-            if code := worker.call([_asked(sweeping, trial, this, first=not number)], said):
-                last = (said.read_text(encoding="utf-8").strip().splitlines() or [f"exit code {code}"])[-1]
-                if this.status in ("interrupted", "stopped", "running"):  # it goes on another time
-                    return f"trial {trial.number + 1} was left: {last}"
-                sweeping.note(trial, **{ERROR: last})
-                sweeping.study.tell(trial.number, state=TrialState.FAIL)
-                return f"trial {trial.number + 1} failed: {last}"
-            said.unlink(missing_ok=True)
+        ended = this.status in ("finished", "gated")
+        if not ended and (last := told(this, worker, _asked(sweeping, trial, this, first=not number))):
+            if this.status in ("interrupted", "stopped", "running"):  # it goes on another time
+                return f"trial {trial.number + 1} was left: {last}"
+            sweeping.note(trial, **{ERROR: last})
+            sweeping.study.tell(trial.number, state=TrialState.FAIL)
+            return f"trial {trial.number + 1} failed: {last}"
         figures.append(_figure(this, work.sweep))
         pruned = "pruned" in this.manifest
         if pruned:
@@ -323,8 +305,8 @@ def train(sweeping: Sweeping, trial: FrozenTrial, worker: Fresh) -> str:
         sweeping.study.tell(trial.number, sum(figures) / len(figures))
     found = sweeping.every[trial.number]
     values = ", ".join(f"{path.rpartition('.')[2]} {short(value)}" for path, value in values_of(work.sweep, found))
-    ended = f"{sum(figures) / len(figures):.5g}{' (pruned)' if pruned else ''}, {time.monotonic() - began:.1f} s"
-    return f"trial {trial.number + 1} of {work.sweep.trials}: {values}: {work.sweep.goal} {ended}"
+    reached = f"{sum(figures) / len(figures):.5g}{' (pruned)' if pruned else ''}, {time.monotonic() - began:.1f} s"
+    return f"trial {trial.number + 1} of {work.sweep.trials}: {values}: {work.sweep.goal} {reached}"
 
 
 def short(value: Any) -> str:
@@ -413,6 +395,14 @@ def _asked(sweeping: Sweeping, trial: FrozenTrial, this: Run, *, first: bool) ->
 
 
 @contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Of all processes of this machine that work at a study, this one."""
+    with (folder / ".alone").open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def _presence(folder: Path) -> Iterator[str]:
     """A name for this process, which others see to be alive as long as it is."""
     name = secrets.token_hex(4)
@@ -432,20 +422,6 @@ def _held(path: Path) -> bool:
         except OSError:
             return True
     return False
-
-
-def _share(number: int, jobs: int) -> dict[str, str]:
-    """What one of several processes takes of the machine: its part of the cores, and a GPU where there are several."""
-    import torch
-
-    found = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
-        found["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // jobs, 1))
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = devices.split(",") if devices else [str(gpu) for gpu in range(torch.cuda.device_count())]
-    if jobs > 1 and len(gpus) > 1:
-        found["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-    return found
 
 
 def _without_password(url: str) -> str:

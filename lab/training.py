@@ -264,10 +264,12 @@ def _draw(built: Built, lightning: Trainer, folder: Path) -> None:
         try:
             for name, picture in draw().items():
                 path = pictures.keep(folder / "pictures", name, picture)
-                kind = "log_video" if path.suffix == ".gif" else "log_image"  # as an image, W&B keeps the first picture
                 for logger in lightning.loggers:
-                    if hasattr(logger, kind):
-                        getattr(logger, kind)(name, [str(path)])
+                    shown = getattr(logger, "log_image", None)
+                    if path.suffix == ".gif":  # as an image, W&B keeps its first picture
+                        shown = getattr(logger, "log_video", shown)
+                    if shown is not None:
+                        shown(name, [str(path)])
         except Exception as cause:  # whatever a technique, a logger or matplotlib may raise
             rank_zero_warn(f"stage {built.stage.name}: a picture is missing: {type(cause).__name__}: {cause}")
 

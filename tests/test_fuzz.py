@@ -218,7 +218,6 @@ def guarded(seconds: float) -> Iterator[None]:
     def ring(*_: object) -> None:
         raise TimeoutError(f"no answer in {seconds} s")
 
-    gc.collect()  # what other tests left, such as loaders that wait for their workers, is not what is watched
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -266,6 +265,7 @@ def test_no_recipe_raises_anything_but_problems_with_their_places() -> None:
         with guarded(HANG):
             outcomes["right" if accepted(*broken(seed)) else "wrong"] += 1
 
+    gc.collect()  # what other tests left, such as loaders that wait for their workers, is not what is watched
     run()
     assert outcomes.total() >= 200
     assert outcomes["right"] >= 0.3 * outcomes.total(), outcomes

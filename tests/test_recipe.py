@@ -545,7 +545,7 @@ class TestResolved:
 
     def test_defaults_are_said_and_what_lab_fills_is_left_out(self) -> None:
         found = resolved(write(STAGES), "stages.student=null").resolved()
-        assert found["module"]["network"] == {"name": "mlp", "hidden": [4, 5], "dropout": 0.0}
+        assert found["module"]["network"] == {"name": "mlp", "hidden": [4, 5], "dropout": 0.0, "activation": "relu"}
         assert "seed" not in found["data"]
         assert "objective" not in found["module"]
 

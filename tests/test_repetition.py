@@ -1,6 +1,10 @@
 """One recipe with several seeds and folds: ordinary runs in a group, whatever becomes of each of them."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +88,56 @@ def test_a_failed_run_does_not_stop_the_others(capsys: pytest.CaptureFixture[str
     assert "seed 4 failed: stage main: RuntimeError: out of luck" in said.err
     assert "1 of 3 runs failed" in said.err
     assert "not finished in 1 of 3 runs" in said.out
+
+
+def test_runs_at_once_are_those_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", written(), "--seeds", "3", "--jobs", "2"]) == 0
+    out = capsys.readouterr().out
+    found = runs()
+    assert len({run.manifest["group"] for run in found}) == 1
+    assert {run.status for run in found} == {"finished"}
+    by_seed = {run.manifest["seed"]: run for run in found}
+    assert [Path(line).name for line in out.splitlines()[-4:-1]] == [by_seed[seed].id for seed in (3, 4, 5)]
+    alone = repeat(RECIPE, seeds=3, fresh=True)
+    for run in alone:
+        other = by_seed[run.manifest["seed"]]
+        assert run.results["stages"]["main"]["metrics"] == other.results["stages"]["main"]["metrics"]
+
+
+def test_a_run_that_fails_in_a_process_of_its_own_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unlucky.py").write_text(
+        "from lightning.pytorch import Callback\n"
+        "class Fails(Callback):\n"
+        "    def on_train_start(self, trainer, pl_module):\n"
+        "        if 'seed: 4' in open(trainer.default_root_dir + '/../recipe.yaml').read():\n"
+        "            raise RuntimeError('out of luck')\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = written(callbacks={**RECIPE["callbacks"], "fails": {"name": "unlucky.Fails"}})
+    assert main(["fit", recipe, "--import", "unlucky", "--seeds", "3", "--jobs", "2"]) == 1
+    said = capsys.readouterr()
+    assert sorted(run.status for run in runs()) == ["failed", "finished", "finished"]
+    assert "seed 4 failed: " in said.err
+    assert "stage main: RuntimeError: out of luck" in said.err
+    assert "1 of 3 runs failed" in said.err
+
+
+def test_runs_at_once_that_are_asked_to_stop_save_their_step(own_folder: Path) -> None:
+    recipe = written(trainer={"max_epochs": 2000})
+    fitting = subprocess.Popen(
+        [sys.executable, "-m", "lab", "fit", recipe, "--seeds", "2", "--jobs", "2"], text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    while len(list(own_folder.glob("runs/quick/*/main/checkpoints/last.ckpt"))) < 2:
+        assert fitting.poll() is None, fitting.communicate()[0]
+        time.sleep(0.05)
+    fitting.terminate()
+    said, _ = fitting.communicate(timeout=120)
+    assert fitting.returncode == 143, said
+    assert {run.status for run in runs()} == {"stopped"}
 
 
 def test_runs_that_miss_a_gate_are_told_by_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

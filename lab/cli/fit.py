@@ -2,7 +2,7 @@
 
 lab fit recipes/distill.yaml
 lab fit distill trainer.max_epochs=3 stages.student.module.temperature=2
-lab fit distill --seeds 5
+lab fit distill --seeds 5 --jobs 2
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_recipe(parser)
     parser.add_argument("--seeds", type=int, metavar="N", help="N runs, with the recipe's seed, the next one, …")
     parser.add_argument("--folds", type=int, metavar="K", help="K runs, each tested on another K-th of the data")
+    parser.add_argument("--jobs", type=int, metavar="J", help="of several runs J at once, a process each")
     parser.add_argument("--smoke", action="store_true", help="every stage for a few batches, the chain whole")
     parser.add_argument("--fresh", action="store_true", help="train every stage, also those that an earlier run has")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where runs lie (default: runs)")
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
     """Check everything first, then train."""
     from lab import recipe
     from lab.check import check
+    from lab.errors import UserError
     from lab.registry import allow
 
     for package in options.imports:
@@ -44,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
         return _longer(earlier, options)
     if options.seeds is not None or options.folds is not None:
         return _several(options)
+    if options.jobs is not None:
+        raise UserError("--jobs is for several runs: say --seeds N or --folds K too")
     plan = check(recipe.load(options.recipe, options.overrides))
 
     from lab import stages
@@ -78,7 +82,7 @@ def _longer(earlier: Run, options: argparse.Namespace) -> int:
     from lab import stages
     from lab.errors import UserError
 
-    given = {f"--{name}": getattr(options, name) for name in ("seeds", "folds", "smoke", "fresh", "out")}
+    given = {f"--{name}": getattr(options, name) for name in ("seeds", "folds", "jobs", "smoke", "fresh", "out")}
     if wrong := [flag for flag, value in given.items() if value]:
         raise UserError(f"{earlier.folder} is a run, to be trained longer: {wrong[0]} is for recipes")
     return told(stages.extend(earlier, options.overrides, command=["lab", *sys.argv[1:]], imports=options.imports))
@@ -113,6 +117,7 @@ def _several(options: argparse.Namespace) -> int:
             out=options.out,
             smoke=options.smoke,
             fresh=options.fresh,
+            jobs=options.jobs,
             command=["lab", *sys.argv[1:]],
             imports=options.imports,
         ):

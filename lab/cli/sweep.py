@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     )
     try:
         sweeping = sweep.carry_out(work, jobs=options.jobs)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         print("lab: what was trained is kept; the same command goes on with it", file=sys.stderr)
         raise
     found = trials.rows(sweeping)

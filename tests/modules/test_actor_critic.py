@@ -221,7 +221,6 @@ def test_rewards_are_divided_by_the_deviation_of_their_discounted_sums() -> None
 # Through a fit
 
 
-@registry.callbacks.register("listening_to_rollouts")
 class Listening(Lean):
     """Notes how far the stored log-probabilities of each rollout are from the policy's that is about to learn."""
 
