@@ -16,7 +16,7 @@ from typing import Any
 from lab import signature, space
 from lab.document import Node, Place, Problem, RecipeError
 from lab.gates import Gate
-from lab.plan import FROM_OPTIONS, Component, From, Plan, Stage, Value
+from lab.plan import FROM_OPTIONS, Component, From, Plan, Stage, Value, sized
 from lab.recipe import ONLY_STAGE, RESERVED, Recipe, kind_of, shown
 from lab.registry import KINDS, DuplicateName, Entry, Kind, UnknownName, datamodules, nearest, networks
 from lab.signature import Parameter, Reference, Signature
@@ -44,7 +44,6 @@ GIVEN: dict[str, dict[str, str]] = {
 }
 """What lab fills when a recipe leaves it out, by kind; ``seed`` and the data's facts are filled in every kind."""
 
-NOT_YET = {"global_batch_size": "a global batch size"}
 FROZEN = "lab.artifact.Teacher"
 SHOWN_KEYS = 4
 """How many of a mapping's keys an error shows."""
@@ -58,12 +57,6 @@ def check(recipe: Recipe) -> Plan:
     """
     finder = _Finder()
     problems = list(recipe.problems)
-    for key, what in NOT_YET.items():
-        for node in (recipe.top, *recipe.stages.values()):
-            if key in node.mapping:
-                problems.append(
-                    Problem(node.mapping[key].key or node.place, key, f"{what}: not in this version of lab")
-                )
     description = recipe.top.mapping.get("description")
     if description is not None and not isinstance(description.value, str | None):
         problems.append(Problem(description.place, "description", f"expected text, got {kind_of(description)}"))
@@ -195,9 +188,23 @@ class _Finder:
         seed = self._seed(parts.get("seed"))
         gates = self._gates(parts.get("require"))
         trainer = self._trainer(parts.get("trainer"), node.place)
+        together = self._global_batch(parts.get("global_batch_size"), data)
         if module is None or isinstance(data, From):
             return None
-        return Stage(name, seed, module, data, trainer, callbacks, loggers, gates)
+        return Stage(name, seed, module, data, trainer, callbacks, loggers, gates, together)
+
+    def _global_batch(self, node: Node | None, data: Component | From | None) -> Node | None:
+        """The samples of a step, of all processes together; the data must have a batch size that follows from it."""
+        if node is None or node.value is None:
+            return None
+        if type(node.value) is not int or node.value < 1:
+            wrong = f"expected a whole number from 1, got {shown(node.plain())}"
+        elif isinstance(data, Component) and data.signature.known and sized(data) is None:
+            wrong = f"{data.name} has no batch_size that could follow from it"
+        else:
+            return node
+        self.say(node.place, ("global_batch_size",), wrong)
+        return None
 
     def component(
         self, node: Node, kind: str | None, path: tuple[str, ...], *, frozen: bool = False

@@ -21,6 +21,9 @@ from lab.signature import Signature
 from lab.source import MISSING
 from lab.space import Sweep
 
+BATCH_SIZE = "batch_size"
+"""The argument of data that says how many samples a process takes at once."""
+
 Value: TypeAlias = "Component | From | list[Value] | dict[str, Value] | Node"
 
 FROM_OPTIONS = {"checkpoint": ("best", "last"), "head": ("keep", "reset")}
@@ -116,6 +119,8 @@ class Stage:
     callbacks: dict[str, Component | None]
     loggers: list[Component]
     gates: list[Gate]
+    global_batch: Node | None = None
+    """Samples of a step, of all processes together; ``lab.batching`` shares them out."""
 
     @property
     def parents(self) -> list[str]:
@@ -134,6 +139,9 @@ class Stage:
         result: dict[str, Any] = {"seed": self.seed}
         if self.data is not None:
             result["data"] = self.data.plain(folder)
+        if self.global_batch is not None:
+            result["global_batch_size"] = self.global_batch.plain()
+            _without_default(self.data, result.get("data"))  # said, it would be the most at once
         result["module"] = self.module.plain(folder)
         if self.trainer.mapping:
             result["trainer"] = self.trainer.plain()
@@ -178,6 +186,22 @@ class Plan:
         ]
         own = {name: {k: v for k, v in stage.items() if k not in shared} for name, stage in stages.items()}
         return {**result, **{key: first[key] for key in shared}, "stages": own}
+
+
+def sized(data: Component | None) -> Component | None:
+    """The data that a batch size is given to: these, or what a stream is made of; None where nothing has one."""
+    if data is None or BATCH_SIZE in data.signature.parameters:
+        return data
+    source = data.arguments.get("source")
+    return sized(source) if isinstance(source, Component) else None
+
+
+def _without_default(data: Value | None, plain: Any) -> None:
+    """Drop the batch size that data have by default from data as a recipe says them."""
+    if isinstance(data, Component) and isinstance(plain, dict):
+        if BATCH_SIZE not in data.arguments:
+            plain.pop(BATCH_SIZE, None)
+        _without_default(data.arguments.get("source"), plain.get("source"))
 
 
 def _components(value: Value) -> Iterator[Component | From]:

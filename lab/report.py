@@ -21,7 +21,8 @@ FIGURES = ("parameters", "nonzero_parameters", "macs", "bytes", "train_seconds",
 """The numbers of a stage that are no metrics."""
 SHOWN = {
     "parameters": "params", "nonzero_parameters": "non-zero", "macs": "MACs", "bytes": "bytes",
-    "latency_ms.batch_1": "ms@1", "latency_ms.batch_64": "ms@64", "train_seconds": "train s",
+    "latency_ms.batch_1": "ms@1", "latency_ms.batch_64": "ms@64", "devices": "devices",
+    "global_batch_size": "batch", "samples_per_second": "samples/s", "train_seconds": "train s",
 }  # fmt: skip
 """The scoreboard's columns after the metrics, and what they are called there."""
 

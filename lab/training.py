@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lab import artifact, cache, fingerprint, pictures, report, tables, trainer
 from lab.assemble import Built, build, source_of
+from lab.batching import settled
 from lab.callbacks import Draws, Finishes, Lean, Reports, Tabulates
 from lab.callbacks.exact import KEY, Exact
 from lab.check import component
@@ -49,7 +50,7 @@ class Prepared:
 def prepare(this: Run, plan: Plan, name: str) -> Prepared:
     """Build a stage, and see what decides its result."""
     with trainer.quiet():
-        built = build(plan.stages[name], this)
+        built = build(settled(plan.stages[name]), this)
     inputs = fingerprint.inputs_of(built.stage, lambda reference: source_of(reference, this))
     smoke = bool(this.manifest.get("smoke"))
     return Prepared(built, fingerprint.fingerprint(built.stage, built, inputs, smoke=smoke))
@@ -98,6 +99,7 @@ def train(this: Run, plan: Plan, prepared: Prepared, watching: Sequence[Callback
                 "parent": stage.parents[0] if stage.parents else None,
                 "parents": stage.parents,
                 "checkpoint": checkpoint.relative_to(this.folder).as_posix() if checkpoint else None,
+                **_width(built, lightning, meter.seconds),
             }
             if lightning.is_global_zero:
                 result |= _keep(built, lightning, folder)
@@ -276,6 +278,20 @@ def _draw(built: Built, lightning: Trainer, folder: Path) -> None:
 
 def _drawing(lightning: Trainer) -> list[Draws]:
     return [callback for callback in lightning.callbacks if isinstance(callback, Draws)]  # type: ignore[attr-defined]
+
+
+def _width(built: Built, lightning: Trainer, seconds: float) -> dict[str, Any]:
+    """On how many devices a stage was trained, of how many samples a step was made, and how many came a second."""
+    stage, count = built.stage, lightning.world_size
+    if stage.global_batch is None and count == 1:
+        return {}
+    found: dict[str, Any] = {"devices": count}
+    if stage.global_batch is not None:
+        batch = int(stage.global_batch.plain())
+        found["global_batch_size"] = batch
+        if seconds:
+            found["samples_per_second"] = round(batch * lightning.global_step / seconds)
+    return found
 
 
 class _Meter(Lean):

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 from lab.annotations import UNSAYABLE, annotations_of, hints_of, is_path, is_path_or_name, one_line, refusal, typed
+from lab.batching import settled
 from lab.check import once, slot, wanted
 from lab.document import Node, Problem, RecipeError
 from lab.files import located
 from lab.optimization import given_steps
-from lab.plan import Component, Plan, Stage, Value
+from lab.plan import BATCH_SIZE, Component, Plan, Stage, Value, sized
 from lab.ranges import Count, NonNegative, Whole
 from lab.recipe import ONLY_STAGE, shown
 from lab.registry import KINDS, BrokenPlugin, nearest
@@ -48,7 +49,8 @@ def check_types(plan: Plan) -> None:
             if isinstance(component, Component):
                 problems += _problems(component, _key(stage, component.path))
         problems += _colliding(stage)
-        problems += _trainer_problems(stage, _key(stage, ("trainer",)))
+        wrong = list(_trainer_problems(stage, _key(stage, ("trainer",))))
+        problems += wrong or _not_shared_out(stage)
     if problems:
         raise RecipeError(once(problems))
 
@@ -301,6 +303,21 @@ def _trainer_problems(stage: Stage, key: str) -> Iterator[Problem]:
     for blamed, cause in _blamed(_trainer, settings):
         place = stage.trainer.mapping[blamed].place if blamed else stage.trainer.place
         yield Problem(place, f"{key}.{blamed}" if blamed else key, one_line(cause))
+
+
+def _not_shared_out(stage: Stage) -> Iterator[Problem]:
+    """Whether a global batch can be shared out evenly; what is wrong with what it is shared by is said elsewhere."""
+    data, trainer = sized(stage.data), stage.trainer.mapping
+    said = [data.arguments.get(BATCH_SIZE) if data else None, trainer.get("accumulate_grad_batches")]
+    if stage.global_batch is None or any(
+        part is not None and not (isinstance(part, Node) and type(part.value) is int and part.value >= 1)
+        for part in said
+    ):
+        return
+    try:
+        settled(stage)
+    except ValueError as cause:
+        yield Problem(stage.global_batch.place, _key(stage, ("global_batch_size",)), str(cause))
 
 
 @functools.lru_cache(maxsize=256)
