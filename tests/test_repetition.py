@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback
 
-from lab import Run, registry, repeat, stages
+from lab import Run, jobs, registry, repeat, stages
 from lab.cli import main
 from lab.errors import UserError
 from lab.repetition import variants
@@ -102,6 +102,18 @@ def test_runs_at_once_are_those_one_after_the_other(capsys: pytest.CaptureFixtur
     for run in alone:
         other = by_seed[run.manifest["seed"]]
         assert run.results["stages"]["main"]["metrics"] == other.results["stages"]["main"]["metrics"]
+
+
+def test_a_process_of_several_takes_its_part_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    parts = [jobs._share(number, 3) for number in range(3)]
+    assert [part["OMP_NUM_THREADS"] for part in parts] == ["2", "2", "2"]
+    assert [part["CUDA_VISIBLE_DEVICES"] for part in parts] == ["2", "5", "2"]
+    assert jobs._share(0, 1).keys() == {"PYTHONPATH"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert "OMP_NUM_THREADS" not in jobs._share(0, 3)
 
 
 def test_a_run_that_fails_in_a_process_of_its_own_is_told(

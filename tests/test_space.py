@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lab.api import load_recipe
-from lab.document import RecipeError
+from lab.document import Place, RecipeError
 from lab.recipe import ONLY_STAGE
 from lab.space import Axis
 
@@ -53,7 +53,8 @@ def test_a_grid_has_as_many_trials_as_points_and_each_point_once(tmp_path: Any) 
 
 
 def test_a_float_axis_counts_its_ends_in() -> None:
-    assert Axis("a", None, low=0.1, high=0.4, step=0.1).points == pytest.approx([0.1, 0.2, 0.3, 0.4])  # type: ignore[arg-type]
+    axis = Axis("a", Place("here"), low=0.1, high=0.8, step=0.1)  # 0.7 / 0.1 is less than 7 in floating point
+    assert axis.points == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
 
 
 @pytest.mark.parametrize(

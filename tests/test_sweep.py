@@ -19,7 +19,7 @@ from lab.cli import main
 from lab.document import RecipeError
 from lab.errors import UserError
 from lab.run import Run
-from lab.sweep import Sweeping, Work, carry_out, prepare
+from lab.sweep import Sweeping, Work, _presence, carry_out, prepare
 from lab.trials import important, label, rows
 
 BASE = """\
@@ -120,6 +120,17 @@ def test_two_processes_on_one_storage_share_the_trials() -> None:
     work = prepare("r.yaml", storage=storage)
     whole(work, 5)
     assert len({trial.user_attrs["owner"] for trial in Sweeping(work).trials}) == 2
+
+
+def test_a_trial_is_taken_over_only_from_a_process_that_is_gone() -> None:
+    work = prepare(written())
+    with _presence(work.folder) as late:
+        with _presence(work.folder) as first:
+            trial = Sweeping(work, first).begun()
+            assert trial is not None
+            assert Sweeping(work, late).left() == []
+        assert [left.number for left in Sweeping(work, late).left()] == [trial.number]
+        assert Sweeping(work, late).left() == []  # it is this one's now
 
 
 def test_a_grid_is_walked_once_with_seeds_and_intervals() -> None:
