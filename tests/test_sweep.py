@@ -89,6 +89,7 @@ def test_trials_are_runs_of_a_group_and_the_table_has_the_best_first(capsys: pyt
     assert [row["trial"] for row in json.loads(capsys.readouterr().out)] == [row.number + 1 for row in found]
     assert main(["sweep", "r.yaml", "sweep.trials=4"]) == 0  # the same study goes on
     whole(prepare("r.yaml", ["sweep.trials=4"]), 4)
+    assert "sweep." not in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_a_sweep_that_was_killed_goes_on_with_its_trials_where_they_were() -> None:

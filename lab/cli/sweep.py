@@ -64,5 +64,6 @@ def run(options: argparse.Namespace) -> int:
         print(f"none of {len(found)} trials has finished", file=sys.stderr)
         return FAILED
     best = [axis.override(done[0].values[axis.path]) for axis in work.sweep.axes]
-    print(f"lab fit {options.recipe} {shlex.join([*options.overrides, *best])}")
+    others = [text for text in options.overrides if not text.startswith("sweep.")]
+    print(f"lab fit {options.recipe} {shlex.join([*others, *best])}")
     return 0
