@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -10,12 +11,18 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any, TypeVar
+
+from lightning.pytorch import Callback
 
 from lab import stages, stopping
 from lab.errors import UserError
 from lab.fresh import Fresh
 from lab.registry import allow
 from lab.run import Run
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 SAID = "said.txt"
 """In a run's folder, until it has ended well: what its process wrote."""
@@ -43,21 +50,28 @@ def workers(module: str, jobs: int) -> Iterator[list[Fresh]]:
             raise
 
 
-def keep_busy(found: Iterable[Fresh], one: Callable[[Fresh], bool]) -> None:
-    """Have every worker do one thing after the other, until it is told that there is none left.
+def spread(found: Sequence[Fresh], items: Iterable[Item], one: Callable[[Fresh, Item], Result]) -> Iterator[Result]:
+    """Have every worker do one thing after the other; yields what came of each when it has ended.
+
+    Args:
+        items: asked for the next one when a worker is free.
 
     Raises:
         BaseException: what ``one`` raised; nothing is begun any more.
     """
-    found = list(found)
-    with ThreadPoolExecutor(len(found)) as pool:
-        going: dict[Future[bool], Fresh] = {pool.submit(one, worker): worker for worker in found}
+    rest, idle = iter(items), list(found)
+    with ThreadPoolExecutor(len(idle)) as pool:
+        going: dict[Future[Result], Fresh] = {}
         try:
-            while going:
+            while True:
+                for item in itertools.islice(rest, len(idle)):
+                    worker = idle.pop()
+                    going[pool.submit(one, worker, item)] = worker
+                if not going:
+                    return
                 for future in wait(going, return_when=FIRST_COMPLETED).done:
-                    worker = going.pop(future)
-                    if future.result():
-                        going[pool.submit(one, worker)] = worker
+                    idle.append(going.pop(future))
+                    yield future.result()
         except BaseException:
             for worker in found:  # the threads wait for them
                 worker.end()
@@ -73,17 +87,31 @@ def told(this: Run, worker: Fresh, asked: str) -> str | None:
     return None
 
 
-def asked(this: Run, imports: Sequence[str]) -> str:
-    """What :func:`main` is asked, to train a run or what is left of it."""
-    return json.dumps({"run": str(this.folder), "imports": list(imports)})
+def asked(this: Run, imports: Sequence[str], more: Any = None) -> str:
+    """What a worker is asked, to train a run or what is left of it.
+
+    Args:
+        more: for whoever watches it, as JSON has it.
+    """
+    return json.dumps({"run": str(this.folder), "imports": list(imports), "more": more})
+
+
+def resume(arguments: Sequence[str], watching: Callable[[Run, Any], Sequence[Callback]]) -> None:
+    """In a worker, train what :func:`asked` says.
+
+    Args:
+        watching: gives callbacks beside the recipe's.
+    """
+    wanted = json.loads(arguments[0])
+    for package in wanted["imports"]:
+        allow(package)
+    this = Run(Path(wanted["run"]))
+    stages.resume(this, watching=watching(this, wanted["more"]))
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train a run, or what is left of it."""
-    wanted = json.loads(arguments[0])
-    for package in wanted["imports"]:
-        allow(package)
-    stages.resume(Run(Path(wanted["run"])))
+    resume(arguments, lambda this, more: ())
 
 
 def _share(number: int, jobs: int) -> dict[str, str]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from lab import recipe, run
@@ -110,35 +108,29 @@ def _at_once(
     tell: Callable[[str], None],
 ) -> Iterator[Run]:
     """Train the variants in so many processes."""
-    from lab.jobs import asked, told, workers
+    from lab.jobs import asked, spread, told, workers
     from lab.types import check_types
 
     for variant in wanted:
         check_types(variant.plan)
-    with workers("lab.jobs", jobs) as found, ThreadPoolExecutor(jobs) as pool:
-        free: SimpleQueue[Fresh] = SimpleQueue()
-        for worker in found:
-            free.put(worker)
 
-        def one(number: int) -> Run:
-            worker, variant = free.get(), wanted[number]
-            try:
-                tell(f"run {number + 1} of {len(wanted)}: {variant.label}")
-                this = made(variant.plan)
-                this.note(**noted)
-                if last := told(this, worker, asked(this, this.manifest["imports"])):
-                    tell(f"{variant.label} failed: {last}")
-                return this
-            finally:
-                free.put(worker)
+    def one(worker: Fresh, number: int) -> tuple[int, Run]:
+        variant = wanted[number]
+        tell(f"run {number + 1} of {len(wanted)}: {variant.label}")
+        this = made(variant.plan)
+        this.note(**noted)
+        if last := told(this, worker, asked(this, this.manifest["imports"])):
+            tell(f"{variant.label} failed: {last}")
+        return number, this
 
-        try:
-            yield from pool.map(one, range(len(wanted)))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in found:  # each saves what it is at, and ends
-                worker.end()
-            raise
+    ended: dict[int, Run] = {}
+    following = 0
+    with workers("lab.jobs", jobs) as found:
+        for number, this in spread(found, range(len(wanted)), one):
+            ended[number] = this
+            while following in ended:
+                yield ended.pop(following)
+                following += 1
 
 
 def _label(plan: Plan, shift: int | None, fold: int | None) -> str:

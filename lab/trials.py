@@ -21,7 +21,8 @@ from lab.recipe import shown
 from lab.run import Run
 from lab.space import Axis, Sweep
 from lab.statistics import Estimate, estimate
-from lab.sweep import ERROR, RUNS, Sweeping, short, values_of
+from lab.study import ERROR, RUNS, Sweeping
+from lab.sweep import short, values_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,7 +19,8 @@ from lab.cli import main
 from lab.document import RecipeError
 from lab.errors import UserError
 from lab.run import Run
-from lab.sweep import Sweeping, Work, _presence, carry_out, prepare
+from lab.study import Sweeping, Work, presence
+from lab.sweep import carry_out, prepare
 from lab.trials import important, label, rows
 
 BASE = """\
@@ -125,8 +126,8 @@ def test_two_processes_on_one_storage_share_the_trials() -> None:
 
 def test_a_trial_is_taken_over_only_from_a_process_that_is_gone() -> None:
     work = prepare(written())
-    with _presence(work.folder) as late:
-        with _presence(work.folder) as first:
+    with presence(work.folder) as late:
+        with presence(work.folder) as first:
             trial = Sweeping(work, first).begun()
             assert trial is not None
             assert Sweeping(work, late).left() == []

@@ -7,6 +7,7 @@ lab sweep mine.yaml --storage postgresql://user@host/db      (the same on every 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import shlex
 import sys
@@ -30,8 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train what is missing, print the trials, the best first, and last how the best one is run."""
+    from lab.errors import UserError
     from lab.registry import allow
 
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError("lab sweep needs Optuna: pip install 'lightning-lab[sweep]'")
     for package in options.imports:
         allow(package)
 
