@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lab import load_recipe
+from lab import Run, load_recipe
 from lab.cli import main
 from lab.document import Place
 from lab.gates import Gate
@@ -81,6 +81,18 @@ def test_a_chain_is_held_to_its_first_stage(tmp_path: Path, capsys: pytest.Captu
     assert main(["fit", str(chain(tmp_path, kept)), "--fresh"]) == 0
     assert main(["fit", str(chain(tmp_path, "{small.bytes: '<= dense / 100'}"))]) == 3
     assert "<= dense / 100 is required, which is" in capsys.readouterr().err
+
+
+def test_a_shortened_run_tells_its_gates_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = chain(tmp_path, "{dense.bytes: '< 10', small.bytes: '< 10'}")
+    assert main(["fit", str(file), "--smoke"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("required, and not met") == 2
+    run = Run(max(Path("runs").glob("r/*")))
+    assert run.status == "finished"
+    assert run.results["stages"]["small"]["status"] == "gated"
+    assert main(["fit", str(file)]) == 3
+    assert "required, and not met: small" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("other", ["small", "none", "beside"])
