@@ -8,13 +8,32 @@ themselves.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, Self
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from torch import Generator, Tensor
 
 UNLABELLED = -1
 """The class index of an image whose label is withheld; withheld real-valued targets are NaN."""
+
+
+class Part(NamedTuple):
+    """What a batch is of a training step, which other processes and accumulated batches have their parts of.
+
+    Lightning takes the mean of the parts' gradients. Where they are of unequal numbers of samples, a part's mean times
+    its weight makes that the mean over the step's samples.
+
+    Args:
+        begin: samples of the step that come before it.
+        samples: of the whole step.
+        weight: the samples of this part, relative to the mean of all parts.
+        known_weight: the samples whose target is known, likewise.
+    """
+
+    begin: int
+    samples: int
+    weight: float
+    known_weight: float
 
 
 @dataclass
@@ -26,12 +45,14 @@ class Labelled:
         targets: ``[B]`` class indices, or ``[B, K]`` real values.
         index: ``[B]`` position of each sample in its split, the key of any per-sample cache.
         task: ``[B]`` or scalar, the task of a stream.
+        part: what it is of a training step; None where it is all of it, or nobody knows.
     """
 
     inputs: Tensor
     targets: Tensor
     index: Tensor | None = None
     task: Tensor | None = None
+    part: Part | None = field(default=None, kw_only=True)
 
     def __iter__(self) -> Iterator[Tensor]:
         yield self.inputs
@@ -41,9 +62,11 @@ class Labelled:
         return len(self.inputs)
 
     def __getitem__(self, which: Tensor | slice) -> Labelled:
-        """The samples that a mask, indices or a slice choose."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{k: v[which] if v is not None and v.ndim else v for k, v in parts.items()})
+        """The samples that a mask, indices or a slice choose, of no step any more."""
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        tensors = ((name, value) for name, value in values if isinstance(value, Tensor))
+        chosen: dict[str, Any] = {name: value[which] if value.ndim else value for name, value in tensors}
+        return type(self)(**chosen)
 
     @property
     def labelled(self) -> Tensor:

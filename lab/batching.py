@@ -54,18 +54,19 @@ def settled(stage: Stage) -> Stage:
     place = stage.global_batch.place
     return replace(
         stage,
-        data=_with_size(stage.data, Node(size, place)),
+        data=with_size(stage.data, Node(size, place)),
         trainer=replace(trainer, value={**trainer.mapping, "accumulate_grad_batches": Node(times, place)}),
     )
 
 
-def _with_size(data: Component | None, size: Node) -> Component | None:
+def with_size(data: Component | None, size: Node) -> Component | None:
+    """Data, or what they are made of, with so many samples that a process takes at once."""
     if data is None:
         return None
     key, value = (
         (BATCH_SIZE, size) if BATCH_SIZE in data.signature.parameters else ("source", data.arguments.get("source"))
     )
     if isinstance(value, Component):
-        value = _with_size(value, size)
+        value = with_size(value, size)
     assert value is not None
     return replace(data, arguments={**data.arguments, key: value})

@@ -25,11 +25,15 @@ SMOKE = {
 }  # fmt: skip
 """What ``--smoke`` makes of any stage: a few batches of everything."""
 
+SHARDED = {"fsdp": False, "fsdp_cpu_offload": True}
+"""The strategies that are :class:`lab.sharding.Sharded`, and whether the parts are kept in the CPU's memory."""
+
 _CHATTER = (
     ".*number of training batches.*smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*does not have many workers.*",
     ".*Total length of `list` across ranks is zero.*",  # no validation
+    ".*`srun` command is available on your system but is not used.*",  # on the login node of a cluster
     ".*isinstance.treespec, LeafSpec.* is deprecated.*",  # Lightning's own, with this torch
 )
 
@@ -91,7 +95,7 @@ def make(
         **{
             "log_every_n_steps": LOG_EVERY_N_STEPS,
             "profiler": NoProfiler(),
-            **arguments,
+            **translated(arguments),
             **(SMOKE if smoke else {}),
         },
         callbacks=list(callbacks),
@@ -106,8 +110,17 @@ def make(
     return made
 
 
+def translated(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What Lightning's Trainer takes, where a recipe's names mean something of lab's own: ``fsdp``."""
+    if arguments.get("strategy") not in SHARDED:
+        return dict(arguments)
+    from lab.sharding import Sharded
+
+    return {**arguments, "strategy": Sharded(offload=SHARDED[arguments["strategy"]])}
+
+
 def processes(arguments: Mapping[str, Any]) -> tuple[int, bool]:
     """On how many processes a trainer with these arguments would train, and whether its strategy starts them itself."""
     with quiet():
-        planned = Trainer(**arguments, logger=False, enable_checkpointing=False)
+        planned = Trainer(**translated(arguments), logger=False, enable_checkpointing=False)
     return planned.world_size, isinstance(planned.strategy.launcher, _MultiProcessingLauncher)

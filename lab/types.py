@@ -50,7 +50,7 @@ def check_types(plan: Plan) -> None:
                 problems += _problems(component, _key(stage, component.path))
         problems += _colliding(stage)
         wrong = list(_trainer_problems(stage, _key(stage, ("trainer",))))
-        problems += wrong or _not_shared_out(stage)
+        problems += wrong or list(_not_shared_out(stage)) or _unfit(stage, _key(stage, ("trainer",)))
     if problems:
         raise RecipeError(once(problems))
 
@@ -320,6 +320,34 @@ def _not_shared_out(stage: Stage) -> Iterator[Problem]:
         yield Problem(stage.global_batch.place, _key(stage, ("global_batch_size",)), str(cause))
 
 
+def _unfit(stage: Stage, key: str) -> Iterator[Problem]:
+    """What the stage's technique and callbacks cannot be trained with."""
+    from lab.trainer import SHARDED
+
+    settings = settled(stage).trainer.mapping
+    strategy = settings.get("strategy")
+    for component in (stage.module, *stage.callbacks.values()):
+        try:
+            target = component.entry.load() if component is not None else None
+        except BrokenPlugin:
+            continue  # said elsewhere
+        if component is None:
+            continue
+        refuses = getattr(target, "refuses", None)
+        for name, why in refuses(component.plain()).items() if callable(refuses) else ():
+            if name in settings and settings[name].value not in (None, 1 if name in _ONE_IS_NONE else None):
+                said = f"{component.name} cannot be trained with it: {why}"
+                yield Problem(settings[name].place, f"{key}.{name}", said)
+        why = getattr(target, "unsharded", None)
+        if strategy is not None and strategy.value in SHARDED and isinstance(why, str):
+            said = f"{component.name} cannot be trained with {strategy.value}: {why}; use ddp"
+            yield Problem(strategy.place, f"{key}.strategy", said)
+
+
+_ONE_IS_NONE = ("accumulate_grad_batches",)
+"""Arguments of the Trainer whose 1 says what leaving them out does."""
+
+
 @functools.lru_cache(maxsize=256)
 def _trains(settings: str) -> bool:
     """Whether a Trainer can be built of arguments, as JSON: a recipe's stages mostly have the same."""
@@ -329,10 +357,10 @@ def _trains(settings: str) -> bool:
 def _trainer(**arguments: Any) -> None:
     from lightning.pytorch import Trainer
 
-    from lab.trainer import quiet
+    from lab.trainer import quiet, translated
 
     with quiet():
-        Trainer(**arguments, logger=False, enable_checkpointing=False)
+        Trainer(**translated(arguments), logger=False, enable_checkpointing=False)
 
 
 @functools.cache

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
+from typing_extensions import override
 
 from lab.ranges import OpenFraction, checked
 
@@ -22,11 +24,19 @@ class EMA(WeightAveraging):
         warmup: whether d grows at the beginning.
     """
 
+    unsharded = "averages are of whole weights"
+
     @checked
     def __init__(self, decay: OpenFraction = 0.9998, warmup: bool = True) -> None:
         self.decay = decay
         self.warmup = warmup
         super().__init__(multi_avg_fn=self._average)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self._average_model is not None:
+            trainer.precision_plugin.convert_module(self._average_model)  # as the module is, which was copied before
 
     @torch.no_grad()
     def _average(self, averages: list[Tensor], weights: list[Tensor], updates: Tensor | int) -> None:

@@ -71,6 +71,8 @@ class Pruning(Lean):
         ValueError: options that do not go together.
     """
 
+    unsharded = "masks are of whole layers"
+
     @checked
     def __init__(
         self,

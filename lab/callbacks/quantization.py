@@ -54,6 +54,8 @@ class Quantization(Lean):
         sensitivity: whether to measure what each rounding alone costs.
     """
 
+    unsharded = "scales are of whole layers"
+
     @checked
     def __init__(
         self,

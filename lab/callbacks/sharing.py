@@ -24,6 +24,8 @@ class Sharing(Lean):
         ignore: patterns of the names of layers to leave alone.
     """
 
+    unsharded = "codes are of whole layers"
+
     @checked
     def __init__(self, clusters: Annotated[int, Ge(2), Le(sharing.LARGEST)] = 16, ignore: tuple[str, ...] = ()) -> None:
         self.clusters = clusters

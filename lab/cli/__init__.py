@@ -18,10 +18,10 @@ from lab.errors import UserError
 
 COMMANDS = (
     "fit", "resume", "test", "validate", "predict", "export", "bench", "check", "show", "list", "describe", "new",
-    "runs", "compare", "sweep", "verify-resume",
+    "runs", "compare", "sweep", "verify-resume", "verify-parallel",
 )  # fmt: skip
 """Every command; ``lab/cli/<command>.py`` has it (``list`` is in ``listing.py``: the word is Python's)."""
-_FILES = {"list": "listing", "verify-resume": "verify_resume"}
+_FILES = {"list": "listing", "verify-resume": "verify_resume", "verify-parallel": "verify_parallel"}
 
 INTERRUPTED = 130
 STOPPED = 143

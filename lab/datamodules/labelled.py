@@ -216,6 +216,7 @@ class LabelledData(LightningDataModule, ABC):
             length=len(train),
             drop_last=self.drop_last,
             augmentation=self._augmentation,
+            parts=getattr(self.trainer, "accumulate_grad_batches", 1),
         )
 
     def val_dataloader(self) -> Loader | list[Loader]:

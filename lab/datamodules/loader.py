@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lab.batch import Labelled
+from lab.batch import Labelled, Part
 from lab.transforms import Augmentation, hashed
 
 Batch = TypeVar("Batch")
@@ -179,6 +179,7 @@ class Loader(Positioned[Labelled]):
         rank: of this process.
         world_size: number of processes.
         augmentation: what happens to the inputs; a reader knows that itself.
+        parts: batches of this process that a step of training is made of: then each batch says what it is of it.
 
     Raises:
         ValueError: an epoch would have no batch.
@@ -197,6 +198,7 @@ class Loader(Positioned[Labelled]):
         rank: int = 0,
         world_size: int = 1,
         augmentation: Augmentation | None = None,
+        parts: int | None = None,
     ) -> None:
         super().__init__()
         self.reader = samples if isinstance(samples, Reader) else Reader(samples, augmentation)
@@ -205,6 +207,10 @@ class Loader(Positioned[Labelled]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.parts = parts or 1
+        self._weighs = parts is not None and parts * world_size > 1
+        self._known: Tensor | None = None
+        self._order_of: tuple[int, Tensor] | None = None
         self._among = torch.arange(len(self.reader)) if among is None else among
         self._in_order = among is None and length is None and not shuffle
         length = len(self._among) if length is None or not len(self._among) else length
@@ -221,6 +227,34 @@ class Loader(Positioned[Labelled]):
 
     def __len__(self) -> int:
         return self._steps
+
+    def __iter__(self) -> Iterator[Labelled]:
+        for batch in super().__iter__():
+            if self._weighs:
+                self._weigh(batch)
+            yield batch
+
+    def _weigh(self, batch: Labelled) -> None:
+        """Say what a batch that was just served is of its step."""
+        epoch, step = (self._epoch, self._batch - 1) if self._batch else (self._epoch - 1, len(self) - 1)
+        whole = self.world_size * self.parts
+        first = step // self.parts * self.parts
+        begin, end = first * self._span, self._end(min(first + self.parts, len(self)) - 1)
+        own, own_end = self._share(step)
+        weight = known = (own_end - own) * whole / (end - begin)
+        if (mask := self._labelled(epoch)) is not None:
+            known = int(mask[own:own_end].sum()) * whole / max(int(mask[begin:end].sum()), 1)
+        batch.part = Part(own - begin, end - begin, weight, known)
+
+    def _labelled(self, epoch: int) -> Tensor | None:
+        """``[length]`` bool, whose target is known in an epoch's order; None where all are, or targets are blended."""
+        if self._known is None:
+            self._known = self.reader.samples.labelled
+        if self.reader.mixes or bool(self._known.all()):
+            return None
+        if self._order_of is None or self._order_of[0] != epoch:
+            self._order_of = epoch, self._known[self._order(epoch) % len(self._known)]
+        return self._order_of[1]
 
     def _requests(self, epoch: int, first: int) -> Iterator[Request]:
         """What an epoch asks for, from batch ``first`` on."""

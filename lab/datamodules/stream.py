@@ -190,7 +190,10 @@ class TaskStream(LightningDataModule, ABC):
             source, labelled = self.source, self._places("train", tasks)
             everything = self._places("train", tasks, labelled=False)
             among = everything if self._learns_unlabelled else labelled
-            order = {"shuffle": True, "seed": source.seed, "drop_last": source.drop_last, "length": len(everything)}
+            order = {
+                "shuffle": True, "seed": source.seed, "drop_last": source.drop_last, "length": len(everything),
+                "parts": getattr(self.trainer, "accumulate_grad_batches", 1),
+            }  # fmt: skip
             loader = self._loader("train", among, source.batch_size, augmentation=self._augmentation, **order)
             self._serving = key, loader
         return self._serving[1]

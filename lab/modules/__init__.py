@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -14,6 +15,18 @@ class Technique(LightningModule):
     Lightning notes the name of the hook that it calls some forty times a step, each time through
     ``nn.Module.__setattr__``, and reads the signature of ``training_step`` anew at every step.
     """
+
+    unsharded: str | None = None
+    """Why its weights cannot be shared out among processes (``strategy: fsdp``), if they can't; a callback's, too."""
+
+    @classmethod
+    def refuses(cls, arguments: Mapping[str, Any]) -> Mapping[str, str]:
+        """Arguments of the Trainer that it cannot be trained with, and why; ``lab check`` says so.
+
+        Args:
+            arguments: its own, as a recipe says them.
+        """
+        return {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -59,6 +59,10 @@ DRAWN = 500
 """How many samples of each domain a picture of features shows."""
 
 
+WHOLE = "the distance of two domains is of whole batches, which parts of them have not"
+"""Why some cannot accumulate gradients."""
+
+
 class View(NamedTuple):
     """What the network makes of one domain's half of a batch.
 

@@ -14,6 +14,7 @@ authors' code, nor through w, where they let one through.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class CDAN(DANN):
     """Learns features that a discriminator cannot tell the domains by even if it knows the network's answers.
 
     Args:
-        entropy_conditioning: whether samples count by how sure the network is of them.
+        entropy_conditioning: whether samples count by how sure the network is of them, beside those of their batch.
         projection: d of the randomized map, for networks whose F·K is large (the paper's bound is 4096); the whole map
             where it is None.
         seed: of the randomized map; the recipe's.
@@ -50,6 +51,12 @@ class CDAN(DANN):
 
     features_map: Tensor | None
     answers_map: Tensor | None
+
+    @classmethod
+    def refuses(cls, arguments: Mapping[str, Any]) -> Mapping[str, str]:
+        """Parts of a batch, where samples count beside those of their batch."""
+        whole = "with entropy conditioning a sample's weight is that among a whole batch, which parts of it have not"
+        return {"accumulate_grad_batches": whole} if arguments.get("entropy_conditioning") else {}
 
     @checked
     def __init__(

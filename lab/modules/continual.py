@@ -105,7 +105,7 @@ class Continual(Supervised):
 
     def loss(self, batch: Labelled) -> Terms:
         """The objective's, over the outputs that the scenario asks, and the penalty for what is forgotten."""
-        task = self.objective.loss(self.answers(batch), batch.targets)
+        task = self.hard(self.answers(batch), batch)
         penalty = self.penalty()
         return Terms(task) if penalty is None else Terms(task + penalty, task=task, penalty=penalty)
 
@@ -278,6 +278,7 @@ class Anchored(Continual):
         strength: how firmly.
     """
 
+    unsharded = "importances and anchors are of all weights in every process"
     importance: Tensor
     anchor: Tensor
 

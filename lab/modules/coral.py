@@ -11,10 +11,13 @@ covariances are those of the global batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from lab.distributed import gathered
-from lab.modules.adaptation import Adaptation, View
+from lab.modules.adaptation import WHOLE, Adaptation, View
 from lab.modules.supervised import Terms
 
 
@@ -32,6 +35,11 @@ def coral_loss(source: Tensor, target: Tensor) -> Tensor:
 
 class CORAL(Adaptation):
     """Learns features whose covariances are the same in both domains."""
+
+    @classmethod
+    def refuses(cls, arguments: Mapping[str, Any]) -> Mapping[str, str]:
+        """Parts of a batch."""
+        return {"accumulate_grad_batches": WHOLE}
 
     def alignment(self, source: View, target: View) -> Terms:
         """λ · the distance of the covariances."""

@@ -172,7 +172,7 @@ class Distill(Supervised):
             logits = self.network(batch.inputs)  # (B, K)
         with _listening(self.teachers[0].network, {*self.hints.values(), *self.attention.values()}) as theirs:
             targets = self._soft_targets(batch)
-        hard = self.objective.loss(logits, batch.targets)
+        hard = self.hard(logits, batch)
         soft = distillation_loss(self._scaled(logits), targets, self.temperature)
         terms = {"hard": hard, "soft": soft}
         total = (1 - self.weight) * hard + self.weight * soft

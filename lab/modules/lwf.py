@@ -36,6 +36,8 @@ class LwF(Continual):
         ValueError: the objective is no classification.
     """
 
+    unsharded = "the network as it was is kept whole beside it"
+
     @checked
     def __init__(self, strength: NonNegative = 1.0, temperature: Positive = 2.0, **continual: Any) -> None:
         super().__init__(**continual)
@@ -55,7 +57,7 @@ class LwF(Continual):
         """The task's, and that of answering otherwise than before."""
         logits: Tensor = self.network(batch.inputs)
         active = self.active(batch.task)
-        task = self.objective.loss(logits if active is None else logits.masked_fill(~active, -torch.inf), batch.targets)
+        task = self.hard(logits if active is None else logits.masked_fill(~active, -torch.inf), batch)
         if not self.task or not self.strength or self.stream.at_once:
             return Terms(task)
         with torch.no_grad():

@@ -76,6 +76,7 @@ class MetaLearner(Supervised):
     """
 
     consumes = Episodes
+    unsharded = "tasks adapt copies of the weights, which are whole"
     unsaved: ClassVar[tuple[str, ...]] = ("_function", "_execution", "_episodes", "_examples", "_found")
 
     @checked

@@ -14,6 +14,7 @@ several processes all samples of the global batch are compared with all.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
@@ -21,7 +22,7 @@ from annotated_types import Len
 from torch import Tensor
 
 from lab.distributed import gathered
-from lab.modules.adaptation import Adaptation, View
+from lab.modules.adaptation import WHOLE, Adaptation, View
 from lab.modules.supervised import Terms
 from lab.ranges import Positive, checked
 
@@ -48,6 +49,11 @@ class MMD(Adaptation):
     Args:
         bandwidths: b in the equations above.
     """
+
+    @classmethod
+    def refuses(cls, arguments: Mapping[str, Any]) -> Mapping[str, str]:
+        """Parts of a batch."""
+        return {"accumulate_grad_batches": WHOLE}
 
     @checked
     def __init__(

@@ -41,6 +41,8 @@ class Prune(Supervised):
         ValueError: options that do not go together.
     """
 
+    unsharded = Pruning.unsharded
+
     @checked
     def __init__(
         self,

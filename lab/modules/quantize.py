@@ -34,6 +34,8 @@ class Quantize(Supervised):
         sensitivity: whether to measure what each rounding alone costs.
     """
 
+    unsharded = Quantization.unsharded
+
     @checked
     def __init__(
         self,

@@ -11,7 +11,7 @@ import copy
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -90,6 +90,7 @@ class Reinforcement(Technique):
     """
 
     consumes: ClassVar[type] = Rollout
+    unsharded = "its policy acts between steps, in every process for itself"
     unsaved: ClassVar[tuple[str, ...]] = ("_since", "speed")
 
     @checked
@@ -146,6 +147,16 @@ class Reinforcement(Technique):
         self.speed = math.nan
         """Steps of the environments a second, in the last window of steps that was logged."""
         self.total_steps = 0.0
+
+    @classmethod
+    def refuses(cls, arguments: Mapping[str, Any]) -> Mapping[str, str]:
+        """What Lightning does to gradients: the updates of a rollout are its own."""
+        clipping = "its own `max_grad_norm` shortens gradients"
+        return {
+            "gradient_clip_val": clipping,
+            "gradient_clip_algorithm": clipping,
+            "accumulate_grad_batches": "its data say how much a rollout has, and `minibatches` in which parts",
+        }
 
     @property
     def values_states(self) -> bool:

@@ -85,7 +85,7 @@ class Replay(Continual):
         """The objective's, over the batch and remembered samples."""
         if not self.task or self.stream.at_once:
             return super().loss(batch)
-        old = self.recalled(len(batch))
+        old = self.recalled(batch)
         both = Tasks(*(torch.cat([getattr(batch, part), getattr(old, part)]) for part in _PARTS))
         answers = self.answers(both)
         new = len(batch)
@@ -97,15 +97,14 @@ class Replay(Continual):
             }
         return Terms(loss, **parts)
 
-    def recalled(self, count: int) -> Tasks:
-        """As many samples of the memory, drawn anew at every step; each process draws its share of them."""
+    def recalled(self, batch: Labelled) -> Tasks:
+        """As many samples of the memory as a batch has, drawn anew at every step: of those of the step, its part."""
         memory = self.remembered()
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        number = self.trainer.fit_loop.total_batch_idx
-        generator = torch.Generator().manual_seed(hashed("replay", self.seed, number) >> 1)
-        rounds = -(-count * world // len(memory))
+        begin, whole = (batch.part.begin, batch.part.samples) if batch.part is not None else (0, len(batch))
+        generator = torch.Generator().manual_seed(hashed("replay", self.seed, self.trainer.global_step) >> 1)
+        rounds = -(-whole // len(memory))
         drawn = torch.cat([torch.randperm(len(memory), generator=generator) for _ in range(rounds)])
-        return memory[drawn[rank * count : (rank + 1) * count].to(memory.targets.device)]  # type: ignore[return-value]
+        return memory[drawn[begin : begin + len(batch)].to(memory.targets.device)]  # type: ignore[return-value]
 
     def remembered(self) -> Tasks:
         """The memory: a function of the seed and the tasks seen alone, so that nothing of it needs to be saved."""

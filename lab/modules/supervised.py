@@ -94,13 +94,24 @@ class Supervised(Technique):
 
     def loss(self, batch: Labelled) -> Terms:
         """What a batch is trained on; the one thing that a technique changes."""
-        return Terms(self.objective.loss(self.answers(batch), batch.targets))
+        return Terms(self.hard(self.answers(batch), batch))
+
+    def hard(self, outputs: Tensor, batch: Labelled) -> Tensor:
+        """The objective's loss of outputs ``[B, K]``, the mean over the samples whose target is known.
+
+        Where parts of a step have unequal numbers of them, it is weighted so that the step's is the mean over all.
+        """
+        loss, part = self.objective.loss(outputs, batch.targets), batch.part
+        if part is None or part.known_weight == part.weight:
+            return loss
+        return loss * (part.known_weight / part.weight)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One batch's loss."""
-        terms = self.loss(Labelled.of(batch))
+        batch = Labelled.of(batch)
+        terms = self.loss(batch)
         self._watch(terms)
-        return terms.loss
+        return terms.loss if batch.part is None or batch.part.weight == 1 else terms.loss * batch.part.weight
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add a batch to ``val/loss`` and the objective's metrics."""

@@ -427,7 +427,7 @@ def test_replay_learns_from_the_mean_over_new_and_remembered_samples() -> None:
     assert sorted(set(memory.task.tolist())) == [0, 1]
     assert (memory.task * 10 + memory.targets).bincount().tolist() == [3] * 20
     batch = next(iter(data.of_tasks("train", [2])))[:32]
-    old = module.recalled(32)
+    old = module.recalled(batch)
     assert set(old.index.tolist()) <= set(memory.index.tolist())
     both = torch.cat([module.network(batch.inputs), module.network(old.inputs)])
     expected = F.cross_entropy(both, torch.cat([batch.targets, old.targets]))
