@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ TOLERANCE = {"64-true": 1e-9}
 """How far a tensor may be off, relative to its largest element, by precision; others are reported, not judged."""
 NATURAL = "natural.json"
 """The file in a stage's folder that says what sees a part of a batch for itself."""
+METRICS = 1e-5
+"""How far a metric may be off, relative to itself: its sums are in single precision whatever the weights are in."""
 PLACE = Place("lab verify-parallel")
 
 
@@ -76,6 +79,8 @@ class Verdict:
         off: the largest difference of an element to one process's, relative to the largest element of its tensor.
         tensor: where that is.
         refused: why the stage is not trained so; None where it is.
+        metric: the one of validation and test that differs most.
+        metric_off: how far it is off, relative to itself.
         natural: what in the module sees a part of a batch for itself, so that a difference is no error.
     """
 
@@ -84,7 +89,17 @@ class Verdict:
     off: float = 0.0
     tensor: str = ""
     refused: str | None = None
+    metric: str = ""
+    metric_off: float = 0.0
     natural: tuple[str, ...] = ()
+
+    def differs(self, bound: float) -> bool:
+        """Whether it is more than rounding.
+
+        Args:
+            bound: how far weights may be off.
+        """
+        return self.off > bound or self.metric_off > METRICS
 
 
 def compare(
@@ -127,10 +142,13 @@ def compare(
                 if width is ALONE:
                     raise UserError(f"{name}: {why}")
                 stages[name] = _at(plan.stages[name], instead, precision, epochs, steps)
-            trained = stages if len(refused) < len(stages) else {}
+            kept = _needed(plan, [name for name in stages if name not in refused])
+            if not kept:
+                yield from (Verdict(name, width.name, refused=why) for name, why in refused.items())
+                continue
+            trained = {name: stage for name, stage in stages.items() if name in kept}
             this = run.create(replace(plan, stages=trained), folder / width.name.replace(" ", "-"), imports=imports)
-            if trained:
-                _train(this, ranks[: width.processes], width)
+            _train(this, ranks[: width.processes], width)
             if alone is None:
                 alone = this
                 continue
@@ -140,7 +158,10 @@ def compare(
                 else:
                     off, tensor = difference(_state(alone, name), _state(this, name))
                     natural = json.loads((alone.stage(name) / NATURAL).read_text(encoding="utf-8"))
-                    yield Verdict(name, width.name, off, tensor, natural=tuple(natural))
+                    metric_off, metric = _apart(_metrics(alone, name), _metrics(this, name))
+                    yield Verdict(
+                        name, width.name, off, tensor, metric=metric, metric_off=metric_off, natural=tuple(natural)
+                    )
 
 
 def difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> tuple[float, str]:
@@ -162,6 +183,17 @@ def difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> tuple[f
         off = float((one - other)[known].abs().max()) / (scale or 1.0) if known.any() else 0.0
         worst = max(worst, (off, name))
     return worst
+
+
+def _needed(plan: Plan, names: Iterable[str]) -> set[str]:
+    """Stages, and those that they take networks from."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        if (name := waiting.pop()) not in found:
+            found.add(name)
+            waiting += plan.stages[name].parents
+    return found
 
 
 def _at(stage: Stage, width: Width, precision: str, epochs: int, steps: int) -> Stage:
@@ -256,6 +288,24 @@ def _said(this: Run, rank: int) -> Path:
 def _state(this: Run, name: str) -> dict[str, Tensor]:
     saved: dict[str, Tensor] = torch.load(this.stage(name) / training.STATE, weights_only=True)["state_dict"]
     return saved
+
+
+def _metrics(this: Run, name: str) -> dict[str, float]:
+    """Those that are of all processes: what training logs is the first one's."""
+    found = this.results["stages"][name]["metrics"]
+    return {metric: value for metric, value in found.items() if not metric.startswith("train/")}
+
+
+def _apart(expected: Mapping[str, float], found: Mapping[str, float]) -> tuple[float, str]:
+    """The largest difference of a metric, relative to itself, and its name."""
+    worst = 0.0, ""
+    for name in {**expected, **found}:
+        one, other = expected.get(name), found.get(name)
+        if one is None or other is None or math.isnan(one) != math.isnan(other):
+            return float("inf"), name
+        if not math.isnan(one):
+            worst = max(worst, (abs(one - other) / max(abs(one), 1e-3), name))
+    return worst
 
 
 def _free_port() -> str:

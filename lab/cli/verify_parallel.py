@@ -58,13 +58,16 @@ def run(options: argparse.Namespace) -> int:
     refused: dict[str, None] = {}
     for stage, row in found.items():
         table.add_row(stage, *(_shown(verdict) for verdict in row.values()))
-        different += [verdict for verdict in row.values() if bound is not None and verdict.off > bound]
+        different += [verdict for verdict in row.values() if bound is not None and verdict.differs(bound)]
         refused |= {verdict.refused: None for verdict in row.values() if verdict.refused}
     console().print(table)
     for why in refused:
         print(shared.plain(f"–  {why}"))
     for verdict in different:
-        said = f"{verdict.stage}, {verdict.width}: {verdict.tensor} is off by {verdict.off:.1e}, more than {bound:.0e}"
+        what, off, most = verdict.tensor, verdict.off, bound or 0.0
+        if off <= most:
+            what, off, most = verdict.metric, verdict.metric_off, parity.METRICS
+        said = f"{verdict.stage}, {verdict.width}: {what} is off by {off:.1e}, more than {most:.0e}"
         print(shared.plain(said + "".join(f"; {why}" for why in verdict.natural)), file=sys.stderr)
     return DIFFERENT if different else 0
 

@@ -27,6 +27,7 @@ from lab.batch import Episodes, Labelled
 from lab.distributed import gathered
 from lab.few_shot import figures_of, losses_of, nearest_neighbour, summary
 from lab.functional import Functional, Weights
+from lab.modules import counted
 from lab.modules.supervised import Supervised, Terms
 from lab.objectives import Objective
 from lab.objectives.classification import Classification
@@ -337,7 +338,7 @@ class MetaLearner(Supervised):
         metrics.update(outputs[-1].flatten(0, 1), targets.flatten(0, 1))  # type: ignore[operator]
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))  # type: ignore[arg-type]
         loss = losses_of(self.objective, outputs[-1], targets).mean()
-        self.log(f"{split}/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        self.log(f"{split}/loss", loss, on_step=False, on_epoch=True, batch_size=counted(batch), sync_dist=True)
 
     def _gathered_episodes(self) -> Tensor:
         """``[E, n + 1]`` figures of all processes' episodes, in their order."""

@@ -25,7 +25,7 @@ from lab.actions import actions_of
 from lab.batch import Rollout, Trajectories
 from lab.distributed import distributed, mean_of_all, summed
 from lab.errors import UserError
-from lab.modules import Technique
+from lab.modules import Technique, counted
 from lab.modules.supervised import Terms
 from lab.normalization import Running
 from lab.optimization import OptimizerFactory, SchedulerFactory, scheduled
@@ -378,7 +378,7 @@ class Reinforcement(Technique):
 
     def _judge(self, played: Trajectories, split: str) -> None:
         found = {f"{split}/return": played.returns.mean(), f"{split}/length": played.lengths.double().mean()}
-        self.log_dict(found, on_step=False, on_epoch=True, batch_size=len(played), sync_dist=True)
+        self.log_dict(found, on_step=False, on_epoch=True, batch_size=counted(played), sync_dist=True)
 
     def watched(self, steps: Steps) -> dict[str, Tensor]:
         """More to log of a rollout that was learnt from, scalars by name."""

@@ -16,7 +16,7 @@ from torch.optim import AdamW, Optimizer
 
 from lab.batch import Labelled
 from lab.errors import UserError
-from lab.modules import Technique
+from lab.modules import Technique, counted
 from lab.objectives import Objective
 from lab.optimization import OptimizerFactory, SchedulerFactory, scheduled
 from lab.ranges import checked
@@ -209,5 +209,5 @@ class Supervised(Technique):
         if split == "test" and self.test_chart is not None:
             self.test_chart.update(outputs, batch.targets)
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch))  # type: ignore[arg-type]
-        loss = self.objective.loss(outputs, batch.targets)
-        self.log(f"{split}/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        loss, number = self.objective.loss(outputs, batch.targets), counted(batch)
+        self.log(f"{split}/loss", loss, on_step=False, on_epoch=True, batch_size=number, sync_dist=True)

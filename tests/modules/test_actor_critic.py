@@ -267,42 +267,6 @@ def test_left_and_gone_on_with_it_ends_as_one_that_was_not(tmp_path: Path) -> No
         assert verdict.difference is None, str(verdict)
 
 
-PARITY = """\
-data: {{name: recorded.Recorded, rollout: {rollout}}}
-module:
-  network: {{name: mlp, hidden: [8]}}
-  optimizer: {{name: sgd, lr: 0.1}}
-  normalize_rewards: true
-  normalize_observations: true
-trainer: {{max_epochs: 1, precision: 64-true, accelerator: cpu, limit_val_batches: 0, {devices}}}
-callbacks: {{profile: null, progress: null, evaluation: {{film: false}}}}
-logger: csv
-stages:
-  one: {{module: {module}}}
-"""
-SHAPES = {
-    "ppo": ("steps", "{name: ppo, epochs: 2, minibatches: 3, critic: shared, clip_value: 0.2, target_kl: 1.0}"),
-    "policy_gradient": ("episodes", "{name: policy_gradient, baseline: leave_one_out, normalize_advantages: true}"),
-}
-
-
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:checkpoints. no metric")
-@pytest.mark.parametrize("name", SHAPES)
-def test_two_processes_learn_from_the_same_rollouts_as_one_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
-    rollout, module = SHAPES[name]
-    found = {}
-    for count, devices in ((1, "devices: 1"), (2, "devices: 2, strategy: ddp")):
-        recipe = Path(f"width{count}.yaml")
-        recipe.write_text(PARITY.format(rollout=rollout, module=module, devices=devices), encoding="utf-8")
-        run = fit(recipe, imports=["recorded"])
-        found[count] = torch.load(run.stage("one") / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert found[1].keys() == found[2].keys()
-    for key, value in found[1].items():
-        scale = float(value.abs().max()) or 1.0
-        assert float((value - found[2][key]).abs().max()) <= 1e-9 * scale, key
-
-
 # Bad input
 
 

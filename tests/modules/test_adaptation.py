@@ -7,7 +7,6 @@ import math
 import os
 import signal
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from lab import fit, load_recipe, stages
+from lab import fit, stages
 from lab.batch import Labelled, SourceTarget
 from lab.datamodules.mnist_digits import MNISTDigits
 from lab.modules.adabn import AdaBN
@@ -319,40 +318,3 @@ def test_what_was_left_goes_on_as_if_it_had_not_been(name: str) -> None:
     one, other = (run.results["stages"]["main"] for run in (whole, left))
     for key in ("a_distance", "validators", "metrics"):
         assert one[key] == other[key]
-
-
-PARITY = """
-data: {{name: mnist_digits, direction: digits_to_mnist, size: 8, test_fraction: 0.75, batch_size: {size}}}
-module:
-  network: {{name: mlp, hidden: [16]}}
-  optimizer: {{name: sgd, lr: 0.05, momentum: 0.9}}
-  scheduler: inverse_decay
-  entropy_weight: 0.1
-trainer: {{max_epochs: 1, precision: 64-true, accelerator: cpu, {devices}}}
-callbacks: {{profile: null, progress: null}}
-logger: csv
-stages:
-  cdan: {{module: {{name: cdan, entropy_conditioning: true}}}}
-  mmd: {{module: {{name: mmd}}}}
-  coral: {{module: {{name: coral, strength: 100}}}}
-"""
-
-
-def test_two_processes_adapt_as_one_does_validators_included() -> None:
-    runs = {}
-    for count, devices in ((1, "devices: 1"), (2, "devices: 2, strategy: ddp")):
-        Path(f"width{count}.yaml").write_text(PARITY.format(size=50 // count, devices=devices), encoding="utf-8")
-        runs[count] = fit(load_recipe(f"width{count}.yaml"))
-    for stage in ("cdan", "mmd", "coral"):  # DANN's own: tests/modules/test_dann.py
-        one, two = (
-            torch.load(run.stage(stage) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-            for run in runs.values()
-        )
-        assert one.keys() == two.keys()
-        for name, value in one.items():
-            scale = float(value.abs().max()) or 1.0
-            assert float((value - two[name]).abs().max()) <= 1e-9 * scale, (stage, name)
-        one, two = (run.results["stages"][stage] for run in runs.values())
-        for name in ("val/information", "val/snd", "oracle/target_accuracy", "test/accuracy"):
-            assert one["metrics"][name] == pytest.approx(two["metrics"][name], rel=1e-6), (stage, name)
-        assert one["a_distance"] == pytest.approx(two["a_distance"], abs=1e-6)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import OneCycleLR
 
-from lab import fit, load_recipe, stages
+from lab import fit, stages
 from lab.batch import Tasks
 from lab.datamodules.digits import Digits
 from lab.datamodules.permuted import Permuted
@@ -471,42 +471,6 @@ def test_a_stream_that_was_left_in_a_task_goes_on_as_if_it_had_not_been(name: st
         key: other[key] for key in ("matrix", "before", "metrics")
     }
     assert (left.stage("main") / "pictures" / "tasks.png").exists()
-
-
-PARITY = """
-data:
-  name: permuted
-  source: {{name: digits, batch_size: {batch_size}}}
-  tasks: 3
-module:
-  network: {{name: mlp, hidden: [16]}}
-  optimizer: {{name: sgd, lr: 0.05, momentum: 0.9}}
-trainer: {{max_epochs: 2, precision: 64-true, accelerator: cpu, {devices}}}
-callbacks: {{profile: null, progress: null}}
-logger: csv
-stages:
-  ewc: {{module: {{name: ewc, strength: 10}}}}
-  si: {{module: {{name: si}}}}
-  replay: {{module: {{name: replay, memory: 50}}}}
-"""
-
-
-def test_two_processes_learn_a_stream_as_one_does_importances_included() -> None:
-    runs = {}
-    for count, devices in ((1, "devices: 1"), (2, "devices: 2, strategy: ddp")):
-        Path(f"width{count}.yaml").write_text(PARITY.format(batch_size=64 // count, devices=devices), encoding="utf-8")
-        runs[count] = fit(load_recipe(f"width{count}.yaml"))
-    for stage in ("ewc", "si", "replay"):
-        one, two = (
-            torch.load(run.stage(stage) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-            for run in runs.values()
-        )
-        assert one.keys() == two.keys()
-        for name, value in one.items():
-            scale = float(value.abs().nan_to_num(0).max()) or 1.0
-            assert torch.equal(value.isnan(), two[name].isnan())
-            assert float((value - two[name]).abs().nan_to_num(0).max()) <= 1e-9 * scale, (stage, name)
-        assert runs[1].results["stages"][stage]["matrix"] == runs[2].results["stages"][stage]["matrix"]
 
 
 def test_a_finished_run_is_tested_with_all_its_tasks_and_its_matrix(tmp_path: Path) -> None:

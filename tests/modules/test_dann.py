@@ -317,7 +317,7 @@ def test_it_keeps_what_modules_promise() -> None:
         DANN,
         {"network": {"name": "mlp", "hidden": [16]}, "hidden": [8], "optimizer": {"name": "adam", "lr": 0.003},
          "entropy_weight": 0.1},
-        data=SMALL,
+        data=SMALL, promises=("resumes", "opens", "learns"),
     )  # fmt: skip
 
 

@@ -328,7 +328,7 @@ def test_the_compile_callback_compiles_the_whole_step() -> None:
 def test_it_keeps_what_modules_promise() -> None:
     arguments = {"network": {"name": "mlp", "hidden": [16]}, "inner_steps": 2, "learned_rates": "element",
                  "execution": "vmap", "optimizer": {"name": "adam", "lr": 0.01}}  # fmt: skip
-    check_module(MAML, arguments, data=SMALL, batch_size=16, promises=("parallel", "opens"))
+    check_module(MAML, arguments, data=SMALL, batch_size=16, promises=("opens",))
 
 
 def test_a_resumed_run_keeps_its_choice_and_sees_the_same_tasks() -> None:

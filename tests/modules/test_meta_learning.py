@@ -23,7 +23,6 @@ from lab.networks.conv4 import Conv4
 from lab.networks.mlp import MLP
 from lab.objectives.classification import Classification
 from lab.objectives.regression import Regression
-from lab.testing import check_module
 
 SMALL = {"name": "episodes", "source": "digits", "ways": 2, "shots": 2, "queries": 3, "val_classes": 0.2,
          "episodes": 96, "val_episodes": 20, "test_episodes": 20}  # fmt: skip
@@ -221,10 +220,3 @@ def test_each_learns_real_tasks(name: str, said: dict[str, Any], tmp_path: Path)
     assert found[1]["test/loss"] < found[0]["test/loss"]
     assert found[1]["test/accuracy"] > 0.6
     assert found[0]["test/nearest_neighbour"] == found[1]["test/nearest_neighbour"]
-
-
-def test_two_processes_are_as_one() -> None:
-    check_module(
-        Reptile, {"network": {"name": "mlp", "hidden": [8]}, "execution": "vmap"}, data=SMALL, batch_size=8,
-        promises=("parallel",),
-    )  # fmt: skip

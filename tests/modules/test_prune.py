@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
@@ -337,21 +336,3 @@ class TestRefused:
 def test_attention_has_no_channels() -> None:
     with pytest.raises(ValueError, match="self_attn is attention"):
         sparsity.groups_of(nn.TransformerEncoderLayer(8, 2, 8), torch.randn(1, 3, 8), set())
-
-
-def test_two_processes_prune_like_one(tmp_path: Path) -> None:
-    recipe = (
-        "seed: 1\ndata: {{name: digits, batch_size: {size}}}\n"
-        "trainer: {{max_epochs: 2, precision: 64-true, devices: {n}, strategy: {strategy}, accelerator: cpu}}\n"
-        "stages:\n  a:\n    module: {{name: prune, network: {{name: mlp, hidden: [16]}}, sparsity: 0.5, "
-        "importance: fisher, fisher: exact, schedule: linear, end: 2}}\n"
-    )
-    weights = []
-    for n, strategy, size in ((1, "auto", 64), (2, "ddp", 32)):
-        file = tmp_path / f"r{n}.yaml"
-        file.write_text(recipe.format(n=n, strategy=strategy, size=size))
-        run = fit(load_recipe(file), fresh=True)
-
-        weights.append(load_file(run.stage("a") / artifact.WEIGHTS))
-    for name, one in weights[0].items():
-        assert float((weights[1][name] - one).abs().max()) <= 1e-9 * float(one.abs().max()), name

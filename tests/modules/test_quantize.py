@@ -508,20 +508,3 @@ class TestRefused:
         recipe(tmp_path, "bits: 8", epochs=1, more=more, network="mlp, hidden: [8]")
         assert main(["fit", str(tmp_path / "r.yaml"), "--fresh"]) == 1
         assert "quantized already" in capsys.readouterr().err
-
-
-def test_two_processes_quantize_like_one(tmp_path: Path) -> None:
-    text = (
-        "seed: 1\ndata: {{name: digits, batch_size: {size}}}\n"
-        "trainer: {{max_epochs: 2, precision: 64-true, devices: {n}, strategy: {strategy}, accelerator: cpu}}\n"
-        "stages:\n  a:\n    module: {{name: quantize, method: qat, network: {{name: mlp, hidden: [16]}}, bits: 4, "
-        "activation_bits: 4, ends: 2, samples: 100000}}\n"
-    )
-    found = []
-    for n, strategy, size in ((1, "auto", 64), (2, "ddp", 32)):
-        file = tmp_path / f"r{n}.yaml"
-        file.write_text(text.format(n=n, strategy=strategy, size=size))
-        run = fit(load_recipe(file), fresh=True)
-        found.append(reopened(run, "a").state_dict())
-    for name, one in found[0].items():
-        assert float((found[1][name] - one).abs().max()) <= 1e-9 * float(one.abs().max()), name
