@@ -164,19 +164,23 @@ def shard(module: LightningModule, mesh: DeviceMesh, offload: OffloadPolicy) -> 
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """What a network repeats: the outermost elements of its lists and sequences, those that share no parameter."""
+    """What is gathered together: the outermost elements of lists and sequences, and a head, which may be asked alone.
+
+    Those that share a parameter with others are left out: it is gathered with all the rest.
+    """
+    head = getattr(network, "head", None)
+    found = [*_elements(network), *([head] if isinstance(head, nn.Module) else [])]
+    found = [
+        one for one in dict.fromkeys(found) if not any(one in other.modules() for other in found if other is not one)
+    ]
     places: dict[nn.Parameter, int] = {}
-    found = list(_elements(network))
-    for block in found:
-        for parameter in block.parameters():
-            places[parameter] = places.get(parameter, 0) + 1
     inside = {part for block in found for part in block.modules()}
-    for part in network.modules():
-        for parameter in part.parameters(recurse=False) if part not in inside else ():
+    rest = (part for part in network.modules() if part not in inside)
+    for parameters in (*(block.parameters() for block in found), *(part.parameters(recurse=False) for part in rest)):
+        for parameter in parameters:
             places[parameter] = places.get(parameter, 0) + 1
     for block in found:
-        parameters = list(block.parameters())
-        if parameters and all(places[parameter] == 1 for parameter in parameters):
+        if (own := list(block.parameters())) and all(places[parameter] == 1 for parameter in own):
             yield block
 
 
