@@ -239,9 +239,9 @@ def test_the_recipe_that_the_others_are_made_of_is_right() -> None:
          ['4:29: callbacks.early_stopping: expected a callback: its name, or a mapping with `name:` and its '
           'arguments; got a number']),
         ('early_stopping: {patience: 3}', 'mine: {patience: 3}',
-         ["4:13: callbacks.mine: no callback named 'mine' (there are: channels_last, checkpoints, compile, "
-          'early_stopping, ema, evaluation, export, learning_rate, nan_guard, profile, progress, pruning, '
-          'quantization, sharing)']),
+         ["4:13: callbacks.mine: no callback named 'mine' (there are: activation_checkpointing, channels_last, "
+          'checkpoints, compile, early_stopping, ema, evaluation, export, learning_rate, nan_guard, profile, '
+          'progress, pruning, quantization, sharing)']),
         ('early_stopping: {patience: 3}', 'mine: {name: early_stoping}',
          ["4:26: callbacks.mine.name: no callback named 'early_stoping' (did you mean 'early_stopping'?)"]),
         ('early_stopping: {patience: 3}', 'mine: {from: teacher}',
