@@ -1,12 +1,19 @@
-"""The same batch whatever it is trained on: a global batch is shared out among processes and accumulated."""
+"""The same batch whatever it is trained on: a global batch is shared out among processes and accumulated.
+
+At another size of it, learning rates follow by a rule that the recipe names.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from lab.document import Node
-from lab.plan import BATCH_SIZE, Component, Stage, sized
+from lab.plan import BATCH_SIZE, Component, Stage, Value, sized
 from lab.trainer import processes
+
+RATES = ("lr", "max_lr", "min_lr", "base_lr", "warmup_lr", "eta_min")
+"""What optimizers and schedules call rates; what else schedules take is relative to them, or counts steps."""
 
 
 def shares(total: int, count: int, most: int | None, accumulated: int | None) -> tuple[int, int]:
@@ -36,24 +43,26 @@ def shares(total: int, count: int, most: int | None, accumulated: int | None) ->
 
 
 def settled(stage: Stage) -> Stage:
-    """A stage whose data and trainer have what its global batch comes to; itself where it has none.
+    """A stage whose data, trainer and learning rates have what its global batch comes to; itself where it has none.
 
     Raises:
         ValueError: the samples cannot be shared out evenly.
     """
-    if stage.global_batch is None or (data := sized(stage.data)) is None:
+    together = stage.global_batch
+    if together is None or (data := sized(stage.data)) is None:
         return stage
     trainer, said = stage.trainer, data.arguments.get(BATCH_SIZE)
     accumulated = trainer.mapping.get("accumulate_grad_batches")
     size, times = shares(
-        int(stage.global_batch.plain()),
+        together.size,
         processes(trainer.plain())[0],
         said.plain() if isinstance(said, Node) else None,
         accumulated.plain() if accumulated is not None else None,
     )
-    place = stage.global_batch.place
+    place = together.place
     return replace(
         stage,
+        module=stage.module if together.factor == 1 else _scaled(stage.module, together.factor),
         data=with_size(stage.data, Node(size, place)),
         trainer=replace(trainer, value={**trainer.mapping, "accumulate_grad_batches": Node(times, place)}),
     )
@@ -70,3 +79,49 @@ def with_size(data: Component | None, size: Node) -> Component | None:
         value = with_size(value, size)
     assert value is not None
     return replace(data, arguments={**data.arguments, key: value})
+
+
+def learning_rates(stage: Stage) -> list[float]:
+    """Those of the optimizers that a stage's module is given in its recipe."""
+    return [
+        float(rate.plain())
+        for part in stage.module.components()
+        if isinstance(part, Component) and part.kind == "optimizers"
+        if isinstance(rate := part.arguments.get("lr"), Node)
+    ]
+
+
+def _scaled(component: Component, factor: float) -> Component:
+    """A component with the learning rates of all optimizers and schedules in it multiplied."""
+    arguments = {name: _scaled_within(value, factor) for name, value in component.arguments.items()}
+    if component.kind in ("optimizers", "schedulers"):
+        arguments |= {name: _times(rate, factor) for name, rate in _rates(component)}
+    return replace(component, arguments=arguments)
+
+
+def _scaled_within(value: Value, factor: float) -> Value:
+    if isinstance(value, Component):
+        return _scaled(value, factor)
+    if isinstance(value, list):
+        return [_scaled_within(child, factor) for child in value]
+    if isinstance(value, dict):
+        return {name: _scaled_within(child, factor) for name, child in value.items()}
+    return value
+
+
+def _rates(component: Component) -> Iterator[tuple[str, Node]]:
+    """The rates that an optimizer or a schedule is given, or has as it comes."""
+    for name in RATES:
+        said, parameter = component.arguments.get(name), component.signature.parameters.get(name)
+        if isinstance(said, Node):
+            yield name, said
+        elif said is None and parameter is not None and isinstance(parameter.literal, int | float):
+            yield name, Node(parameter.literal, component.place)
+
+
+def _times(rate: Node, factor: float) -> Node:
+    """A rate, or one for each group of parameters, multiplied; what is no number stays, for others to refuse."""
+    if rate.items:
+        return Node([_times(item, factor) for item in rate.items], rate.place, rate.key)
+    is_number = isinstance(rate.value, int | float) and not isinstance(rate.value, bool)
+    return Node(rate.value * factor, rate.place, rate.key) if is_number else rate  # type: ignore[operator]

@@ -16,8 +16,8 @@ from typing import Any
 from lab import signature, space
 from lab.document import Node, Place, Problem, RecipeError
 from lab.gates import Gate
-from lab.plan import FROM_OPTIONS, Component, From, Plan, Stage, Value, sized
-from lab.recipe import ONLY_STAGE, RESERVED, Recipe, kind_of, shown
+from lab.plan import FROM_OPTIONS, RULES, Component, From, GlobalBatch, Plan, Stage, Value, sized
+from lab.recipe import GLOBAL_BATCH, ONLY_STAGE, RESERVED, Recipe, kind_of, shown
 from lab.registry import KINDS, DuplicateName, Entry, Kind, UnknownName, datamodules, nearest, networks
 from lab.signature import Parameter, Reference, Signature
 
@@ -44,6 +44,8 @@ GIVEN: dict[str, dict[str, str]] = {
 }
 """What lab fills when a recipe leaves it out, by kind; ``seed`` and the data's facts are filled in every kind."""
 
+BATCH_KEYS = ("size", "scale_lr", "base_size")
+"""The keys of a global batch that is a mapping."""
 FROZEN = "lab.artifact.Teacher"
 SHOWN_KEYS = 4
 """How many of a mapping's keys an error shows."""
@@ -188,22 +190,61 @@ class _Finder:
         seed = self._seed(parts.get("seed"))
         gates = self._gates(parts.get("require"))
         trainer = self._trainer(parts.get("trainer"), node.place)
-        together = self._global_batch(parts.get("global_batch_size"), data)
+        together = self._global_batch(parts.get(GLOBAL_BATCH), data, module)
         if module is None or isinstance(data, From):
             return None
         return Stage(name, seed, module, data, trainer, callbacks, loggers, gates, together)
 
-    def _global_batch(self, node: Node | None, data: Component | From | None) -> Node | None:
+    def _global_batch(
+        self, node: Node | None, data: Component | From | None, module: Component | None
+    ) -> GlobalBatch | None:
         """The samples of a step, of all processes together; the data must have a batch size that follows from it."""
         if node is None or node.value is None:
             return None
-        if type(node.value) is not int or node.value < 1:
-            wrong = f"expected a whole number from 1, got {shown(node.plain())}"
+        before, path = len(self.problems), (GLOBAL_BATCH,)
+        for key, child in node.mapping.items():
+            if key not in BATCH_KEYS:
+                self.say(child.key or child.place, (*path, key), f"unknown key{nearest(key, BATCH_KEYS)}")
+        size, base_size = (self._samples(node, name) for name in ("size", "base_size"))
+        if "size" not in node.mapping:
+            self.say(node.place, path, "needs `size`, the samples of a step")
+        elif data is None:
+            self.say(node.place, path, "there are no data whose batch_size could follow from it")
         elif isinstance(data, Component) and data.signature.known and sized(data) is None:
-            wrong = f"{data.name} has no batch_size that could follow from it"
-        else:
-            return node
-        self.say(node.place, ("global_batch_size",), wrong)
+            self.say(node.place, path, f"{data.name} has no batch_size that could follow from it")
+        rule = self._rule(node, module)
+        if size is None or len(self.problems) > before:
+            return None
+        return GlobalBatch(size, node.place, rule, base_size if rule else None)
+
+    def _rule(self, node: Node, module: Component | None) -> str | None:
+        """By which rule learning rates follow a global batch; the recipe has to say the optimizers that they are of."""
+        said, base = node.mapping.get("scale_lr"), node.mapping.get("base_size")
+        if said is None and base is not None:
+            rules = " or ".join(RULES)
+            self.say(base.key or base.place, (GLOBAL_BATCH, "base_size"), f"is for a rule: say scale_lr: {rules}")
+        if said is None or said.value is None:
+            return None
+        path, rule = (GLOBAL_BATCH, "scale_lr"), said.value
+        if not isinstance(rule, str) or rule not in RULES:
+            self.say(said.place, path, f"no rule {shown(said.plain())}{nearest(str(said.plain()), RULES)}")
+            return None
+        if base is None or base.value is None:
+            what = "the samples of a step that the recipe's learning rates are for"
+            self.say(said.place, path, f"{rule} needs base_size, {what}")
+        for why in _without_rate(module) if module is not None else ():
+            self.say(said.place, path, why)
+        return rule
+
+    def _samples(self, node: Node, name: str) -> int | None:
+        """A number of samples in a global batch."""
+        said = node.mapping.get(name)
+        if said is None or (said.value is None and name != "size"):
+            return None
+        if type(said.value) is int and said.value >= 1:
+            return said.value
+        path = (GLOBAL_BATCH,) if name == "size" and said.place == node.place else (GLOBAL_BATCH, name)
+        self.say(said.place, path, f"expected a whole number from 1, got {shown(said.plain())}")
         return None
 
     def component(
@@ -489,6 +530,28 @@ def _ancestors(name: str, stages: Mapping[str, Stage]) -> set[str]:
         found |= new
         waiting += new
     return found - {name}
+
+
+def _without_rate(module: Component) -> list[str]:
+    """Why the learning rates of a module's optimizers cannot follow a global batch; nothing where they can."""
+    parts = [part for part in module.components() if isinstance(part, Component)]
+    optimizers = [part for part in parts if part.kind == "optimizers"]
+    unsaid = [
+        f"the recipe does not say {part.name}'s {name}, which is {parameter.default} as it comes: say "
+        f"`{name}: {{name: ..., lr: ...}}` with the learning rate of base_size"
+        for part in parts
+        for name, parameter in part.signature.parameters.items()
+        if name not in part.arguments and parameter.default != "None" and slot(parameter) == "optimizers"
+    ]
+    rateless = [
+        f"{part.name} has no learning rate `lr` that could be scaled"
+        for part in optimizers
+        if "lr" not in part.arguments
+        and not isinstance(getattr(part.signature.parameters.get("lr"), "literal", None), int | float)
+    ]
+    if not optimizers and not unsaid:
+        return [f"{module.name} has no optimizer in the recipe whose learning rate could be scaled"]
+    return unsaid + rateless
 
 
 _IN_STAGE = re.compile(r"^stages\.[^.]+\.")

@@ -31,7 +31,7 @@ from lab.check import check
 from lab.document import Node, Place, RecipeError
 from lab.errors import UserError
 from lab.fresh import Fresh
-from lab.plan import BATCH_SIZE, Plan, Stage, sized
+from lab.plan import BATCH_SIZE, GlobalBatch, Plan, Stage, sized
 from lab.registry import allow
 from lab.run import Run
 from lab.types import check_types
@@ -205,10 +205,11 @@ def _at(stage: Stage, width: Width, precision: str, epochs: int, steps: int) -> 
     data, batch = sized(stage.data), None
     trainer = {key: value for key, value in stage.trainer.mapping.items() if key != "accumulate_grad_batches"}
     if data is not None:
-        size = stage.global_batch or data.arguments.get(BATCH_SIZE)
-        plain = size.plain() if isinstance(size, Node) else data.signature.parameters[BATCH_SIZE].literal
+        size = data.arguments.get(BATCH_SIZE)
+        plain: Any = size.plain() if isinstance(size, Node) else data.signature.parameters[BATCH_SIZE].literal
+        wanted = stage.global_batch.size if stage.global_batch is not None else int(plain)
         every = max(one.processes * one.parts for one in (ALONE, *WIDTHS))
-        batch = -(-int(plain) // every) * every
+        batch = -(-wanted // every) * every
     elif width.parts > 1:
         trainer["accumulate_grad_batches"] = said(width.parts)
     changed = {
@@ -218,7 +219,7 @@ def _at(stage: Stage, width: Width, precision: str, epochs: int, steps: int) -> 
     return replace(
         stage,
         trainer=replace(stage.trainer, value={**trainer, **{key: said(value) for key, value in changed.items()}}),
-        global_batch=said(batch) if batch else None,
+        global_batch=GlobalBatch(batch, PLACE) if batch else None,
         data=with_size(stage.data, said(batch // width.processes // width.parts)) if batch else stage.data,
         callbacks={**stage.callbacks, "progress": None, "profile": None},
         loggers=[],

@@ -6,8 +6,9 @@ out again (:meth:`Plan.resolved`) it is the recipe that a run keeps.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +24,15 @@ from lab.space import Sweep
 
 BATCH_SIZE = "batch_size"
 """The argument of data that says how many samples a process takes at once."""
+
+RULES: dict[str, Callable[[float], float]] = {"linear": float, "sqrt": math.sqrt}
+"""What a learning rate is multiplied by where a step has k times the samples.
+
+``linear``: P. Goyal et al.: Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour, 2017, arXiv:1706.02677,
+section 2.1. ``sqrt``: A. Krizhevsky: One weird trick for parallelizing convolutional neural networks, 2014,
+arXiv:1404.5997, section 5; of Adam S. Malladi et al.: On the SDEs and Scaling Rules for Adaptive Gradient Algorithms,
+NeurIPS 2022, arXiv:2205.10330 (where β and ε change too, which stay here).
+"""
 
 Value: TypeAlias = "Component | From | list[Value] | dict[str, Value] | Node"
 
@@ -108,6 +118,34 @@ class Component:
 
 
 @dataclass(frozen=True)
+class GlobalBatch:
+    """The samples of a step, of all processes together.
+
+    Args:
+        rule: by which learning rates follow it; None: they are as the recipe says.
+        base_size: the samples of a step that the recipe's learning rates are for.
+    """
+
+    size: int
+    place: Place
+    rule: str | None = None
+    base_size: int | None = None
+
+    @property
+    def factor(self) -> float:
+        """What learning rates are multiplied by."""
+        if self.rule is None or self.base_size is None:
+            return 1.0
+        return RULES[self.rule](self.size / self.base_size)
+
+    def plain(self) -> int | dict[str, Any]:
+        """As a recipe says it."""
+        if self.rule is None:
+            return self.size
+        return {"size": self.size, "scale_lr": self.rule, "base_size": self.base_size}
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage of a plan; everything that its training is built from."""
 
@@ -119,8 +157,8 @@ class Stage:
     callbacks: dict[str, Component | None]
     loggers: list[Component]
     gates: list[Gate]
-    global_batch: Node | None = None
-    """Samples of a step, of all processes together; ``lab.batching`` shares them out."""
+    global_batch: GlobalBatch | None = None
+    """``lab.batching`` shares it out, and has learning rates follow it."""
 
     @property
     def parents(self) -> list[str]:

@@ -2,8 +2,8 @@
 
 ``extends``, stages and overrides are all the same merge: mappings merge, lists are replaced, a changed ``name`` drops
 the old component's arguments, a bare name is a component without arguments, and the later one wins. ``null`` is None;
-a callback or stage that is ``null`` is removed. What the names mean is not looked at here (:mod:`lab.plan` does
-that).
+a callback or stage that is ``null`` is removed. A global batch that is a number is its ``size`` alone. What the names
+mean is not looked at here (:mod:`lab.plan` does that).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ TOP = ("description", "extends", *INHERITED, "stages", "require", "sweep")
 """The keys at the top of a recipe."""
 STAGE = (*INHERITED, "require")
 """The keys of a stage."""
+GLOBAL_BATCH = "global_batch_size"
+"""The key of which a number is the ``size`` alone."""
 RESERVED = ("name", "from")
 """The words that no constructor argument may be called."""
 ONLY_STAGE = "main"
@@ -164,9 +166,32 @@ def _require_mapping(root: Node) -> None:
         raise RecipeError([Problem(root.place, "", f"a recipe is a mapping, not {kind_of(root)}")])
 
 
+def _sized(level: Node) -> Node:
+    """A recipe's top level or a stage with its global batch as a mapping, which others merge with."""
+    said = level.mapping.get(GLOBAL_BATCH)
+    return level if said is None else Node({**level.mapping, GLOBAL_BATCH: _size(said)}, level.place, level.key)
+
+
+def _size(said: Node) -> Node:
+    if said.value is None or isinstance(said.value, dict):
+        return said
+    return Node({"size": Node(said.value, said.place)}, said.place, said.key)
+
+
+def _all_sized(root: Node) -> Node:
+    """The same of a recipe and all its stages."""
+    root = _sized(root)
+    stages = root.mapping.get("stages")
+    if stages is None or not stages.mapping:
+        return root
+    sized = Node({name: _sized(stage) for name, stage in stages.mapping.items()}, stages.place, stages.key)
+    return Node({**root.mapping, "stages": sized}, root.place, root.key)
+
+
 def _extended(node: Node, path: Path, chain: tuple[Path, ...], done: dict[Path, Node]) -> Node:
     """A file's node merged onto those that it extends; ``done`` has those that were merged before."""
     _require_mapping(node)
+    node = _all_sized(node)
     chain = (*chain, path.resolve())
     extends = node.mapping.get("extends")
     if extends is None or extends.value is None:
@@ -214,7 +239,19 @@ def _override(text: str) -> _Override:
     if len(path) > document.MAX_DEPTH:
         raise RecipeError([Problem(place, "", f"more than {document.MAX_DEPTH} levels deep")])
     node = Node(None, place) if value.strip() in NULL else document.parse(value, place)
-    return _Override(path, Node(node.value, place, place))
+    return _Override(path, _value_at(path, Node(node.value, place, place)))
+
+
+def _value_at(path: tuple[str, ...], value: Node) -> Node:
+    """An override's value, every global batch in it as a mapping."""
+    match path:
+        case (key,) | ("stages", _, key) if key == GLOBAL_BATCH:
+            return _size(value)
+        case ("stages", _):
+            return _sized(value)
+        case ("stages",):
+            return _all_sized(Node({"stages": value}, value.place)).mapping["stages"]
+    return value
 
 
 def _assemble(root: Node, overrides: Sequence[_Override], name: str) -> Recipe:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lab import artifact, cache, fingerprint, pictures, report, tables, trainer
 from lab.assemble import Built, build, source_of
-from lab.batching import settled
+from lab.batching import learning_rates, settled
 from lab.callbacks import Draws, Finishes, Lean, Reports, Tabulates
 from lab.callbacks.exact import KEY, Exact
 from lab.check import component
@@ -287,8 +287,10 @@ def _width(built: Built, lightning: Trainer, seconds: float) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {"devices": count}
     if stage.global_batch is not None:
-        batch = int(stage.global_batch.plain())
+        batch = stage.global_batch.size
         found["global_batch_size"] = batch
+        if stage.global_batch.rule is not None and (rates := learning_rates(stage)):
+            found["learning_rate"] = rates[0] if len(rates) == 1 else rates
         if seconds:
             found["samples_per_second"] = round(batch * lightning.global_step / seconds)
     return found

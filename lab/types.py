@@ -10,6 +10,7 @@ import functools
 import importlib
 import json
 import math
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -35,6 +36,8 @@ TRAINER_RANGES: dict[str, Any] = {
     "num_nodes": Count,
 }
 """What Lightning's Trainer takes without a word, and then divides by zero or trains uphill."""
+
+_TOO_MANY = re.compile(r"You requested gpu: \[(.*?)\]\s+But your machine only has: \[(.*?)\]")
 
 
 def check_types(plan: Plan) -> None:
@@ -302,7 +305,16 @@ def _trainer_problems(stage: Stage, key: str) -> Iterator[Problem]:
         return
     for blamed, cause in _blamed(_trainer, settings):
         place = stage.trainer.mapping[blamed].place if blamed else stage.trainer.place
-        yield Problem(place, f"{key}.{blamed}" if blamed else key, one_line(cause))
+        yield Problem(place, f"{key}.{blamed}" if blamed else key, _of_this_machine(one_line(cause)))
+
+
+def _of_this_machine(said: str) -> str:
+    """What Lightning says of GPUs that are not there, with how to mend it; anything else as it is."""
+    if said == "No supported gpu backend found!":
+        return "there is no GPU here that torch can use: `accelerator: auto` takes what there is, `cpu` the processor"
+    if found := _TOO_MANY.search(said):
+        return f"GPUs {found[1]} are asked for, this machine has {found[2]}: `devices: auto` takes all that there are"
+    return said
 
 
 def _not_shared_out(stage: Stage) -> Iterator[Problem]:

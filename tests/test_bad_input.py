@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from lab import registry
 from lab.cli import main
+from lab.types import _trains
 
 RECIPE = """\
 seed: 0
@@ -465,6 +467,46 @@ class TestBuiltForNothing:
     def test_is_told_apart_from_what_is_right(self, old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
         Path("recipe.yaml").write_text(RECIPE.replace(old, new), encoding="utf-8")
         assert main(["check", "recipe.yaml"]) == 0, capsys.readouterr().err
+
+
+class TestDevices:
+    """What this machine has is pretended: no GPU, or one."""
+
+    @pytest.fixture
+    def gpus(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+        def pretend(count: int) -> None:
+            for name in ("torch.cuda", "lightning.fabric.accelerators.cuda", "lightning.pytorch.accelerators.cuda"):
+                counting = "device_count" if name == "torch.cuda" else "num_cuda_devices"
+                monkeypatch.setattr(f"{name}.{counting}", lambda: count)
+            monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
+
+        _trains.cache_clear()
+        yield pretend
+        _trains.cache_clear()
+
+    @pytest.mark.parametrize(
+        ("there", "said", "expected"),
+        [
+            (0, "accelerator: gpu", "3:24: trainer.accelerator: there is no GPU here that torch can use: `acceler"),
+            (0, "accelerator: gpu, devices: 4", "3:24: trainer.accelerator: there is no GPU here that torch can use"),
+            (1, "accelerator: gpu, devices: 2", "3:38: trainer.devices: GPUs 0, 1 are asked for, this machine has 0: "),
+            (1, "accelerator: gpu, devices: [3]", "3:38: trainer.devices: GPUs 3 are asked for, this machine has 0: "),
+            (0, "accelerator: cpu, devices: 0", "3:38: trainer.devices: `Trainer(devices=0)` value is not a valid "),
+        ],
+    )
+    def test_that_are_not_there(
+        self, there: int, said: str, expected: str, changed: Refused, gpus: Callable[[int], None]
+    ) -> None:
+        gpus(there)
+        [line] = changed("max_epochs: 1", said)
+        assert line.startswith(f"recipe.yaml:{expected}")
+
+    @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="it is installed here")
+    @pytest.mark.parametrize("name", ["deepspeed", "deepspeed_stage_3_offload"])
+    def test_whose_strategy_is_not_installed(self, name: str, changed: Refused) -> None:
+        [line] = changed("max_epochs: 1", f"strategy: {name}")
+        assert line.startswith("recipe.yaml:3:21: trainer.strategy: ")
+        assert "pip install -U deepspeed" in line
 
 
 class TestOverrides:

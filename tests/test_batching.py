@@ -92,13 +92,119 @@ def test_a_streams_source_is_what_is_told() -> None:
     assert source.arguments["batch_size"].plain() == 96
 
 
-def test_a_resolved_recipe_means_the_same(tmp_path: Path) -> None:
-    plan = load_recipe(RECIPE)
+@pytest.mark.parametrize("said", [96, {"size": 96, "scale_lr": "sqrt", "base_size": 24}])
+def test_a_resolved_recipe_means_the_same(said: Any) -> None:
+    plan = load_recipe({**RECIPE, "global_batch_size": said})
     resolved = plan.resolved()
-    assert resolved["global_batch_size"] == 96
+    assert resolved["global_batch_size"] == said
+    assert resolved["module"]["optimizer"]["lr"] == 0.01
     assert "batch_size" not in resolved["data"]
     again = check(load(resolved, []))
     assert settled(again.stages["main"]).plain() == settled(plan.stages["main"]).plain()
+
+
+def test_without_data_there_is_nothing_to_share_out() -> None:
+    recipe = {key: value for key, value in RECIPE.items() if key != "data"}
+    with pytest.raises(RecipeError, match="global_batch_size: there are no data whose batch_size could follow"):
+        load_recipe(recipe)
+
+
+SCALED = {"size": 96, "scale_lr": "linear", "base_size": 32}
+
+
+def with_module(module: dict[str, Any], batch: Any = 96) -> dict[str, Any]:
+    return {**RECIPE, "global_batch_size": batch, "module": {**RECIPE["module"], **module}}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("global_batch_size=48", {**SCALED, "size": 48}),
+        ("global_batch_size.size=48", {**SCALED, "size": 48}),
+        ("global_batch_size.scale_lr=sqrt", {**SCALED, "scale_lr": "sqrt"}),
+        ("global_batch_size.scale_lr=null", 96),
+        ("global_batch_size={size: 48, base_size: 24}", {**SCALED, "size": 48, "base_size": 24}),
+        ("stages.one.global_batch_size=48", {**SCALED, "size": 48}),
+        ("stages.one={global_batch_size: 48}", {**SCALED, "size": 48}),
+        ("stages={one: {global_batch_size: 48}}", {**SCALED, "size": 48}),
+        ("global_batch_size=null", None),
+    ],
+)
+def test_a_number_is_the_size_alone_and_the_rule_stays(override: str, expected: Any) -> None:
+    recipe = {**RECIPE, "global_batch_size": SCALED, "stages": {"one": {}}}
+    [stage] = check(load(recipe, [override])).stages.values()
+    assert (stage.global_batch and stage.global_batch.plain()) == expected
+
+
+def test_a_rule_is_added_to_a_number(tmp_path: Path) -> None:
+    rule = {"scale_lr": "linear", "base_size": 32}
+    of_stage = check(load({**RECIPE, "stages": {"one": {"global_batch_size": rule}}})).stages["one"]
+    assert of_stage.global_batch is not None
+    assert of_stage.global_batch.plain() == SCALED
+    (tmp_path / "base.yaml").write_text("global_batch_size: 96\nstages: {one: {global_batch_size: 48}}")
+    (tmp_path / "over.yaml").write_text(
+        "extends: base.yaml\ndata: digits\nglobal_batch_size: {scale_lr: linear, base_size: 32}\n"
+        "module: {name: supervised, network: mlp, optimizer: sgd}"
+    )
+    extended = check(load(tmp_path / "over.yaml")).stages["one"].global_batch
+    assert extended is not None
+    assert extended.plain() == {**SCALED, "size": 48}
+
+
+@pytest.mark.parametrize(
+    ("batch", "module", "expected"),
+    [
+        (SCALED, {}, {}),
+        ({**SCALED, "size": 32}, {}, {"optimizer": {"lr": 0.01}}),
+        ({"size": 96, "scale_lr": "sqrt", "base_size": 24}, {}, {"optimizer": {"lr": 0.02}}),
+        (SCALED, {"optimizer": "nadam"}, {"optimizer": {"lr": 0.002 * 3}}),
+        (SCALED, {"scheduler": {"name": "one_cycle", "max_lr": [0.1]}}, {"scheduler": {"max_lr": [0.1 * 3]}}),
+        (
+            SCALED,
+            {"scheduler": {"name": "cosine", "warmup_lr": 0.001, "min_lr": 0.002, "warmup_epochs": 0.5}},
+            {"scheduler": {"warmup_lr": 0.001 * 3, "min_lr": 0.002 * 3, "warmup_epochs": 0.5}},
+        ),
+        (
+            SCALED,
+            {"scheduler": {"name": "cosine_annealing", "eta_min": 0.001}},
+            {"scheduler": {"eta_min": 0.001 * 3}},
+        ),
+        (SCALED, {"scheduler": {"name": "plateau", "min_lr": 0.001}}, {"scheduler": {"min_lr": 0.001 * 3}}),
+        (
+            SCALED,
+            {"scheduler": {"name": "step", "step_size": 2, "gamma": 0.5}},
+            {"scheduler": {"step_size": 2, "gamma": 0.5}},
+        ),
+    ],
+)
+def test_rates_follow_the_global_batch_and_nothing_else_does(
+    batch: Any, module: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    plan = load_recipe(with_module(module, batch))
+    check_types(plan)
+    built = settled(plan.stages["main"]).plain()["module"]
+    plain = plan.stages["main"].plain()["module"]
+    rates = {"optimizer": {"lr": 0.01 * 3}, **expected}
+    for part in ("optimizer", "scheduler"):
+        assert built.get(part) == (plain[part] and {**plain[part], **rates.get(part, {})})
+
+
+SCHEDULE = {"name": "cosine", "warmup_lr": 0.001, "warmup_epochs": 0.5}
+DISCRIMINATIVE = {"name": "finetune", "layer_decay": 0.5, "head_lr": 4.0, "scheduler": SCHEDULE}
+
+
+@pytest.mark.parametrize("technique", [{}, {"scheduler": SCHEDULE}, DISCRIMINATIVE])
+def test_weights_are_those_of_the_scaled_rate_written_out(technique: dict[str, Any]) -> None:
+    written = {**technique, "optimizer": {"name": "adamw", "lr": 0.01 * 3}}
+    if "scheduler" in technique:
+        written["scheduler"] = {**SCHEDULE, "warmup_lr": 0.001 * 3}
+    runs = [fit(recipe, fresh=True) for recipe in (with_module(technique, SCALED), with_module(written))]
+    scaled, expected = (load_file(run.stage("main") / "network.safetensors") for run in runs)
+    assert scaled.keys() == expected.keys()
+    assert all(torch.equal(scaled[name], weight) for name, weight in expected.items())
+    ruled, plain = (run.results["stages"]["main"] for run in runs)
+    assert ruled["learning_rate"] == 0.01 * 3
+    assert "learning_rate" not in plain
 
 
 def test_weights_are_those_of_one_process_that_takes_all_at_once() -> None:

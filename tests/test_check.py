@@ -239,9 +239,9 @@ def test_the_recipe_that_the_others_are_made_of_is_right() -> None:
          ['4:29: callbacks.early_stopping: expected a callback: its name, or a mapping with `name:` and its '
           'arguments; got a number']),
         ('early_stopping: {patience: 3}', 'mine: {patience: 3}',
-         ["4:13: callbacks.mine: no callback named 'mine' (there are: channels_last, checkpoints, compile, "
-          'early_stopping, ema, evaluation, export, learning_rate, nan_guard, profile, progress, pruning, '
-          'quantization, sharing)']),
+         ["4:13: callbacks.mine: no callback named 'mine' (there are: activation_checkpointing, channels_last, "
+          'checkpoints, compile, early_stopping, ema, evaluation, export, learning_rate, nan_guard, profile, '
+          'progress, pruning, quantization, sharing)']),
         ('early_stopping: {patience: 3}', 'mine: {name: early_stoping}',
          ["4:26: callbacks.mine.name: no callback named 'early_stoping' (did you mean 'early_stopping'?)"]),
         ('early_stopping: {patience: 3}', 'mine: {from: teacher}',
@@ -259,6 +259,31 @@ def test_the_recipe_that_the_others_are_made_of_is_right() -> None:
          ['1:20: global_batch_size: expected a whole number from 1, got 0']),
         ('seed: 0', 'global_batch_size: many',
          ["1:20: global_batch_size: expected a whole number from 1, got 'many'"]),
+        ('seed: 0', 'global_batch_size: {size: 1.5}',
+         ['1:27: global_batch_size.size: expected a whole number from 1, got 1.5']),
+        ('seed: 0', 'global_batch_size: {size: null}',
+         ['1:27: global_batch_size.size: expected a whole number from 1, got null']),
+        ('seed: 0', 'global_batch_size: {sise: 128}',
+         ["1:21: global_batch_size.sise: unknown key (did you mean 'size'?)",
+          '1:20: global_batch_size: needs `size`, the samples of a step']),
+        ('seed: 0', 'global_batch_size: {size: 128, base_size: 64}',
+         ['1:32: global_batch_size.base_size: is for a rule: say scale_lr: linear or sqrt']),
+        ('seed: 0', 'global_batch_size: {size: 128, scale_lr: linaer, base_size: 64}',
+         ["1:42: global_batch_size.scale_lr: no rule 'linaer' (did you mean 'linear'?)"]),
+        ('seed: 0', 'global_batch_size: {size: 128, scale_lr: 2, base_size: 64}',
+         ['1:42: global_batch_size.scale_lr: no rule 2 (there are: linear, sqrt)']),
+        ('  teacher:\n', '  teacher:\n    global_batch_size: {size: 128, scale_lr: sqrt}\n',
+         ["8:46: stages.teacher.global_batch_size.scale_lr: sqrt needs base_size, the samples of a step that the "
+          "recipe's learning rates are for"]),
+        ('  teacher:\n', '  teacher:\n    global_batch_size: {size: 128, scale_lr: sqrt, base_size: 0}\n',
+         ['8:63: stages.teacher.global_batch_size.base_size: expected a whole number from 1, got 0']),
+        ('seed: 0', 'global_batch_size: {size: 128, scale_lr: linear, base_size: 64}',
+         ["1:42: stages.student.global_batch_size.scale_lr: the recipe does not say distill's optimizer, which is "
+          'AdamW as it comes: say `optimizer: {name: ..., lr: ...}` with the learning rate of base_size']),
+        ('      optimizer: {name: adam, lr: 0.01}\n      scheduler: {name: one_cycle, max_lr: 0.01}\n',
+         '      optimizer: null\n    global_batch_size: {size: 9, scale_lr: linear, base_size: 3}\n',
+         ['13:44: stages.teacher.global_batch_size.scale_lr: supervised has no optimizer in the recipe whose learning '
+          'rate could be scaled']),
         ('seed: 0', 'description: [a]',
          ['1:14: description: expected text, got a list']),
         ('seed: 0', 'require: [a]',

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from lab.cli import main
+from lab.encoding import encoded
 from lab.testing import check_module
-from lab.verification import verify
+from lab.verification import differences, verify
 
 PLUGINS = {
     "remembering": """
@@ -74,6 +75,13 @@ def test_every_break_of_what_resumes_exactly_is_the_same(capsys: pytest.CaptureF
     assert main(["verify-resume", "mine.yaml", "--batches", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"main, left after {n} batches: the same" for n in (1, 2, 3)]
+
+
+def test_what_was_timed_may_differ() -> None:
+    one, other = (encoded({"train": {"chunk": 4, "milliseconds": {"4": time}}}) for time in (0.1, 0.2))
+    assert differences(one, other) == []
+    other = encoded({"train": {"chunk": 1, "milliseconds": {"4": 0.1}}})
+    assert len(differences(one, other)) == 1
 
 
 @pytest.mark.usefixtures("plugins")
