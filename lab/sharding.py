@@ -12,6 +12,7 @@ see unequal numbers of batches, and whatever looks at a network finds an ordinar
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 from typing_extensions import override
 
+from lab.blocks import blocks_of
 from lab.errors import UserError
 
 HOOKS = (
@@ -164,32 +166,22 @@ def shard(module: LightningModule, mesh: DeviceMesh, offload: OffloadPolicy) -> 
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """What is gathered together: the outermost elements of lists and sequences, and a head, which may be asked alone.
+    """What is gathered together: what the network is a sequence of, and its head, which may be asked alone.
 
     Those that share a parameter with others are left out: it is gathered with all the rest.
     """
     head = getattr(network, "head", None)
-    found = [*_elements(network), *([head] if isinstance(head, nn.Module) else [])]
-    found = [
-        one for one in dict.fromkeys(found) if not any(one in other.modules() for other in found if other is not one)
-    ]
-    places: dict[nn.Parameter, int] = {}
+    found = [network.get_submodule(name) for name in blocks_of(network)]
     inside = {part for block in found for part in block.modules()}
+    if isinstance(head, nn.Module) and head not in inside:
+        found.append(head)
+        inside |= set(head.modules())
     rest = (part for part in network.modules() if part not in inside)
-    for parameters in (*(block.parameters() for block in found), *(part.parameters(recurse=False) for part in rest)):
-        for parameter in parameters:
-            places[parameter] = places.get(parameter, 0) + 1
+    holders = (*(block.parameters() for block in found), *(part.parameters(recurse=False) for part in rest))
+    places = Counter(parameter for parameters in holders for parameter in set(parameters))
     for block in found:
         if (own := list(block.parameters())) and all(places[parameter] == 1 for parameter in own):
             yield block
-
-
-def _elements(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        if isinstance(module, nn.ModuleList | nn.Sequential):
-            yield child
-        else:
-            yield from _elements(child)
 
 
 def gather(part: nn.Module) -> None:

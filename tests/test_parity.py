@@ -28,7 +28,20 @@ SMALL: dict[str, Any] = {
 DDP, BOTH, FSDP = WIDTHS[1:]
 IN_PARTS = {"policy_gradient", "actor_critic", "ppo", "cdan", "mmd", "coral"}
 """Whose batches have no parts."""
-SHARDED = {"supervised", "distill", "finetune", "replay", "naive", "joint", "dann", "cdan", "mmd", "coral"}
+SHARDED = {
+    "supervised",
+    "distill",
+    "finetune",
+    "probe",
+    "lora",
+    "replay",
+    "naive",
+    "joint",
+    "dann",
+    "cdan",
+    "mmd",
+    "coral",
+}
 """Whose weights may be shared out."""
 
 

@@ -11,7 +11,6 @@ was put in place of a ``forward``. What it changes then is forgotten: running st
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -22,49 +21,15 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
+from lab.blocks import blocks_of
 from lab.callbacks import Lean, network_of
 from lab.callbacks.execution import Compile
 from lab.domain_norm import SourceStatistics
 from lab.errors import UserError
 from lab.ranges import checked
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _LISTED = 12
 """How many modules an error names."""
-
-
-def blocks_of(network: nn.Module) -> list[str]:
-    """The names of what a network is a sequence of: residual blocks, transformer layers, convolutions with their norms.
-
-    They are the elements of its outermost ``Sequential``, ``ModuleList`` and ``ModuleDict`` that have parameters and
-    parts; where such an element repeats a class itself, as a stage of blocks does, those.
-    """
-
-    def below(prefix: str, parent: nn.Module) -> Iterator[str]:
-        for key, child in parent.named_children():
-            if key == "parametrizations":  # containers too, of what weights are made of
-                continue
-            name = f"{prefix}{key}"
-            if isinstance(parent, _CONTAINERS) and _is_composite(child) and not _repeats(child):
-                yield name
-            else:
-                yield from below(f"{name}.", child)
-
-    return list(below("", network))
-
-
-def _is_composite(module: nn.Module) -> bool:
-    return any(True for _ in module.children()) and any(True for _ in module.parameters())
-
-
-def _repeats(module: nn.Module) -> bool:
-    """Whether there is a container in it with several parts of one class, which is no container."""
-    for part in module.modules():
-        if isinstance(part, _CONTAINERS):
-            classes = [type(c) for c in part.children() if _is_composite(c) and not isinstance(c, _CONTAINERS)]
-            if max(Counter(classes).values(), default=0) > 1:
-                return True
-    return False
 
 
 class _Moment:
@@ -136,7 +101,7 @@ class ActivationCheckpointing(Lean):
 
     Args:
         blocks: patterns of the names of the modules that are computed again, of nested ones the outermost; where it is
-            left out, what the network is a sequence of (:func:`blocks_of`).
+            left out, what the network is a sequence of (:func:`lab.blocks.blocks_of`).
     """
 
     unsaved: ClassVar[tuple[str, ...]] = ("_blocks",)
