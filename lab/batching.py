@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lab import nodes
 from lab.document import Node
 from lab.plan import BATCH_SIZE, Component, Stage, sized
 from lab.trainer import processes
@@ -36,11 +37,12 @@ def shares(total: int, count: int, most: int | None, accumulated: int | None) ->
 
 
 def settled(stage: Stage) -> Stage:
-    """A stage whose data and trainer have what its global batch comes to; itself where it has none.
+    """A stage whose trainer has the launch's width, and whose data and trainer have what its global batch comes to.
 
     Raises:
         ValueError: the samples cannot be shared out evenly.
     """
+    stage = nodes.filled(stage)
     if stage.global_batch is None or (data := sized(stage.data)) is None:
         return stage
     trainer, said = stage.trainer, data.arguments.get(BATCH_SIZE)
