@@ -49,6 +49,8 @@ APPEAR = 30.0
 """Seconds that a run's folder may take to be seen by another machine."""
 PARTING = 5.0
 """Seconds that rank 0 waits for the others to have read that all is over."""
+CPP_LOG = "TORCH_CPP_LOG_LEVEL"
+"""Read when torch is imported."""
 FOR_SEVERAL = ("fit", "resume")
 """The commands that several processes can run together."""
 
@@ -110,6 +112,7 @@ class _Now:
     here: Here | None = None
     width: Width | None = None
     link: Link | None = None
+    requeues = False
 
 
 def claim() -> Here | None:
@@ -118,7 +121,12 @@ def claim() -> Here | None:
     What says so is taken out of the environment, so that neither Lightning here nor a process that is started from here
     takes itself for one of the launch.
     """
+    quietly = CPP_LOG not in os.environ
+    if quietly:  # a store that is lost is told in a line, not with a stack of C++
+        os.environ[CPP_LOG] = "ERROR"
     here = _of_torchrun() if "TORCHELASTIC_RUN_ID" in os.environ else _of_slurm()
+    if quietly:
+        del os.environ[CPP_LOG]
     if here is None:
         return None
     if here.by == "srun" and "SLURM_STEP_ID" not in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1":
@@ -293,15 +301,17 @@ def run(here: Here, command: Callable[[argparse.Namespace], int], options: argpa
 
 
 def end(status: int) -> None:
-    """Tell the others of the launch that all is over, with what exit code; wait until they know."""
-    if (link := _Now.link) is None:
-        return
-    if sys.exc_info()[1] is not None:  # --debug
-        traceback.print_exc()
-    for number in (signal.SIGTERM, signal.SIGINT):  # the others end, and torchrun then asks this one to
-        signal.signal(number, signal.SIG_IGN)
-    link.part(status)
-    launch.leave(status)
+    """Tell the others of the launch that all is over, with what exit code; wait until they know. Requeue the job."""
+    if (link := _Now.link) is not None:
+        if sys.exc_info()[1] is not None:  # --debug
+            traceback.print_exc()
+        for number in (signal.SIGTERM, signal.SIGINT):  # the others end, and torchrun then asks this one to
+            signal.signal(number, signal.SIG_IGN)
+        link.part(status)
+    if _Now.requeues:
+        _requeue()
+    if link is not None:
+        launch.leave(status)
 
 
 def crew() -> Link | None:
@@ -320,10 +330,15 @@ def restarted() -> bool:
 
 
 def requeue(stop: BaseException) -> None:
-    """After a stop by SIGUSR1, which SLURM sends before a job's time is over, put the job back into the queue."""
-    if getattr(stop, "number", None) != signal.SIGUSR1 or (here := _Now.here) is None or here.job is None or here.rank:
-        return
-    number = here.job.rpartition(":")[2]
+    """After a stop by SIGUSR1, which SLURM sends before a job's time is over, have the job put back into the queue."""
+    here = _Now.here
+    _Now.requeues = (
+        getattr(stop, "number", None) == signal.SIGUSR1 and here is not None and here.job is not None and here.rank == 0
+    )
+
+
+def _requeue() -> None:
+    number = str(job()).rpartition(":")[2]
     try:
         subprocess.run(["scontrol", "requeue", number], check=True, capture_output=True, text=True, timeout=60)
         said = f"job {number} is requeued, and goes on from there"
@@ -585,6 +600,7 @@ def _store(here: Here) -> Any:
 
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+    socket.getaddrinfo(here.address, here.port)  # raises at once, where a store tries again and again
     opens = here.rank == 0 and not here.served
     store = TCPStore(
         here.address, here.port, None, opens, timeout=timedelta(seconds=JOIN), wait_for_workers=False
