@@ -496,7 +496,7 @@ class Link:
         if self.here.rank:
             self.say(ended=True)
             passes = self._passes + 2
-            while self._passes < passes and self._lost is None and time.monotonic() < until:
+            while self._passes < passes and not self._lost and not self.quiet(0) and time.monotonic() < until:
                 time.sleep(0.02)
             return
         self.say(end=status)
