@@ -308,6 +308,7 @@ def end(status: int) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):  # the others end, and torchrun then asks this one to
             signal.signal(number, signal.SIG_IGN)
         link.part(status)
+        link.close()
     if _Now.requeues:
         _requeue()
     if link is not None:
@@ -388,8 +389,9 @@ class Link:
         self._passed, self._passes = time.monotonic(), 0
         self._lost: str | None = None
         self._leader: str | None = None
-        self._wake, self._saying = threading.Event(), threading.Lock()
-        threading.Thread(target=self._talk, daemon=True).start()
+        self._wake, self._saying, self._closing = threading.Event(), threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._talk, daemon=True)
+        self._thread.start()
 
     def say(self, **changes: Any) -> None:
         """Say something more of this process, at once."""
@@ -505,6 +507,12 @@ class Link:
                 return
             time.sleep(0.02)
 
+    def close(self) -> None:
+        """Say and hear nothing any more."""
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(timeout=2 * PULSE)  # it may be waiting for a machine that doesn't answer
+
     def _knows(self, rank: int) -> bool:
         """Whether a process and this one have heard of each other."""
         said = self._heard.get(rank, {})
@@ -522,7 +530,7 @@ class Link:
             if self.here.rank == 0 and store.check(["0"]):  # said before torchrun restarted this process
                 self.begun = json.loads(store.get("0")).get("run")
             beat = 0
-            while True:
+            while not self._closing.is_set():
                 self._wake.clear()
                 beat += 1
                 with self._saying:

@@ -375,12 +375,17 @@ def store() -> TCPStore:
 
 
 @pytest.fixture
-def process(store: TCPStore) -> Callable[..., Link]:
+def process(store: TCPStore) -> Iterator[Callable[..., Link]]:
+    links = []
+
     def start(rank: int, name: str = "lab/one", **changes: Any) -> Link:
         place = {"size": 2, "nodes": 2, "node": rank, "port": store.port, "served": True, **changes}
-        return Link(Here("torchrun", rank=rank, name=name, **place))
+        links.append(Link(Here("torchrun", rank=rank, name=name, **place)))
+        return links[-1]
 
-    return start
+    yield start
+    for link in links:
+        link.close()
 
 
 def both(lead: Link, other: Link) -> None:
@@ -392,7 +397,7 @@ def both(lead: Link, other: Link) -> None:
 
 def lose(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a process say nothing any more."""
-    monkeypatch.setattr(link, "_hear", lambda store: time.sleep(1e6))
+    monkeypatch.setattr(link, "_hear", lambda store: link._closing.wait())
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -486,3 +491,10 @@ def test_a_run_that_another_machine_does_not_see_is_told_with_host_and_path(
     assert remote.rank == 1
     assert remote.why is not None
     assert remote.why.startswith(f"runs/x/recipe.yaml does not appear on {socket.gethostname()} within 0 seconds")
+
+
+def test_the_script_that_users_copy_is_sound() -> None:
+    script = Path(__file__).parents[1] / "docs" / "slurm.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    said = script.read_text()
+    assert all(line in said for line in ("#SBATCH --signal=USR1@", "#SBATCH --requeue\n", 'srun lab fit "$@"'))
