@@ -490,7 +490,7 @@ class Link:
 
     def quiet(self, rank: int) -> bool:
         """Whether a process may be gone: it has missed some signs of life."""
-        return time.monotonic() - self._at[rank] > 6 * PULSE
+        return time.monotonic() - self._at.get(rank, 0.0) > 6 * PULSE
 
     def part(self, status: int) -> None:
         """Say that all is over, with this exit code, and wait until that was heard."""
