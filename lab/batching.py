@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from lab import nodes
 from lab.document import Node
 from lab.plan import BATCH_SIZE, Component, Stage, Value, sized
 from lab.trainer import processes
@@ -43,11 +44,12 @@ def shares(total: int, count: int, most: int | None, accumulated: int | None) ->
 
 
 def settled(stage: Stage) -> Stage:
-    """A stage whose data, trainer and learning rates have what its global batch comes to; itself where it has none.
+    """A stage with the width of its launch, and the data, trainer and learning rates that its global batch comes to.
 
     Raises:
         ValueError: the samples cannot be shared out evenly.
     """
+    stage = nodes.filled(stage)
     together = stage.global_batch
     if together is None or (data := sized(stage.data)) is None:
         return stage

@@ -25,7 +25,7 @@ USABLE = ("finished", "gated")
 ARTIFACT = ("network.json", "network.safetensors")
 COPIED = ("metrics.csv", "results.json")
 """What may be written to later, where all else is replaced: a link would change both stages."""
-LEFT_OUT = ("wandb", "error.txt")
+LEFT_OUT = ("wandb", "logs", "error.txt")
 """What is not a stage's result."""
 
 

@@ -46,7 +46,9 @@ def workers(module: str, jobs: int) -> Iterator[list[Fresh]]:
             for worker in found:
                 worker.end()
             if isinstance(cause, stopping.Stopped):
-                raise (stages.Interrupted() if cause.number == signal.SIGINT else stages.Terminated()) from cause
+                if cause.number == signal.SIGINT:
+                    raise stages.Interrupted() from cause
+                raise stages.Terminated(number=cause.number) from cause
             raise
 
 

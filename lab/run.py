@@ -247,8 +247,8 @@ def _manifest(
         "seed": next(iter(plan.stages.values())).seed,
         "parents": parents,
         "origins": _origins(run, plan),
-        "plugins": {name: _version(name) for name in plugins},
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONS}},
+        "plugins": versions(*plugins),
+        "versions": {"python": platform.python_version(), **versions(*VERSIONS)},
         "hardware": _hardware(),
         "git": _git(run.folder),
         "data": {},
@@ -278,6 +278,11 @@ def stage_of(run: Run, name: str | None) -> Path:
     if name is None and len(stages) != 1:
         raise RunNotFound(f"{run.id} has the stages {', '.join(stages)}: name one")
     return run.stage(name or stages[0])
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """The installed versions of packages; None of those that aren't."""
+    return {name: _version(name) for name in packages}
 
 
 def _version(package: str) -> str | None:

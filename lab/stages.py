@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lab import cache, failures, fingerprint, launch, recipe, run, stopping, trainer, training
+from lab import cache, document, failures, fingerprint, launch, nodes, recipe, run, stopping, trainer, training
 from lab.check import check
 from lab.document import Place, Problem, RecipeError
 from lab.errors import UserError
@@ -31,6 +32,10 @@ from lab.types import check_types
 
 ERROR = "error.txt"
 """The file in a stage's folder that has the traceback of what made it fail."""
+ENDED = ("finished", "gated")
+"""What a run's status says when there is nothing to go on with."""
+LEFT = 120.0
+"""Seconds that a lock may outlive its process, as on a network disk when a machine is lost."""
 
 
 class StageFailed(RuntimeError):
@@ -50,11 +55,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Terminated(SystemExit):
-    """SIGTERM: what there was is saved, and the run can be resumed."""
+    """SIGTERM, or what a cluster sends instead: what there was is saved, and the run can be resumed."""
 
-    def __init__(self, run: Run | None = None) -> None:
+    def __init__(self, run: Run | None = None, number: int = signal.SIGTERM) -> None:
         super().__init__(128 + signal.SIGTERM)
         self.run = run
+        self.number = number
 
 
 def fit(
@@ -69,6 +75,8 @@ def fit(
 ) -> Run:
     """Train every stage of a plan in a new run; a stage that an earlier run has finished just so is taken over.
 
+    A job that was requeued, and processes that torchrun has restarted, go on with the run that they began instead.
+
     Args:
         smoke: a few batches of every stage.
         fresh: take nothing over.
@@ -81,9 +89,32 @@ def fit(
         Terminated: SIGTERM.
     """
     check_types(plan)
+    nodes.check(plan)
+    if group is None and (begun := _begun(plan, out, {"smoke": smoke, "fresh": fresh})) is not None:
+        print(f"lab: goes on with {begun.folder}", file=sys.stderr, flush=True)
+        return begun if begun.status in ENDED else resume(begun)
     this = run.create(plan, out, command, imports, group)
-    this.note(smoke=smoke, fresh=fresh)
+    this.note(smoke=smoke, fresh=fresh, **({"job": job} if (job := nodes.job()) else {}))
     return _train_all(this, plan)
+
+
+def _begun(plan: Plan, out: Path | None, flags: dict[str, bool]) -> Run | None:
+    """The run of this very recipe that this launch began before it was started again."""
+    if (crew := nodes.crew()) is not None and crew.begun is not None:
+        return Run(Path(crew.begun))
+    if not nodes.restarted():
+        return None
+    for folder in sorted(((out or run.RUNS) / plan.name).glob("*/manifest.json")):
+        found = Run(folder.parent)
+        with contextlib.suppress(UserError, OSError):  # damaged ones, and those that are removed meanwhile
+            said = {"job": nodes.job(), **flags}
+            same = found.recipe.read_text(encoding="utf-8") == document.dump(plan.resolved(found.folder))
+            if same and found.status not in ENDED and said == {key: found.manifest.get(key) for key in said}:
+                until = time.monotonic() + LEFT
+                while found.busy and time.monotonic() < until:
+                    time.sleep(1)
+                return found
+    return None
 
 
 def resume(this: Run, *, watching: Sequence[Callback] = ()) -> Run:
@@ -96,10 +127,11 @@ def resume(this: Run, *, watching: Sequence[Callback] = ()) -> Run:
         UserError: the run has ended, or another process writes to it.
         RecipeError, StageFailed, Interrupted, Terminated: as :func:`fit`.
     """
-    if this.status in ("finished", "gated"):
+    if this.status in ENDED:
         raise UserError(f"{this.folder} has ended ({this.status}): there is nothing to resume")
     plan = check(recipe.load(this.recipe))
     check_types(plan)
+    nodes.check(plan)
     for line in run.changed_since(this):
         rank_zero_warn(f"the run may go on otherwise than it would have: {line}")
     return _train_all(this, plan, watching)
@@ -119,7 +151,7 @@ def extend(source: Run, overrides: Sequence[str], *, command: Sequence[str] = ()
         RecipeError: an override is wrong, or changes something else than the trainer.
         StageFailed, Interrupted, Terminated: as :func:`fit`.
     """
-    if source.status not in ("finished", "gated"):
+    if source.status not in ENDED:
         raise UserError(f"{source.folder} has not finished ({source.status}): `lab resume` goes on with it")
     wrong = [text for text in overrides if not re.match(r"(stages\.\w+\.)?trainer[.=]", text)]
     if wrong or not overrides:
@@ -127,6 +159,7 @@ def extend(source: Run, overrides: Sequence[str], *, command: Sequence[str] = ()
         raise RecipeError([Problem(Place(f"override {wrong[0]}" if wrong else str(source.folder)), "", message)])
     before, plan = check(recipe.load(source.recipe)), check(recipe.load(source.recipe, overrides))
     check_types(plan)
+    nodes.check(plan)
     this = run.create(plan, source.folder.parent.parent, command, imports)
     parents = [*this.manifest["parents"], source.folder.name]
     this.note(smoke=bool(source.manifest.get("smoke")), fresh=False, continues=source.id, parents=parents)
@@ -145,6 +178,8 @@ def extend(source: Run, overrides: Sequence[str], *, command: Sequence[str] = ()
 
 def _train_all(this: Run, plan: Plan, watching: Sequence[Callback] = ()) -> Run:
     """Every stage that has not finished; a stage that missed a gate closes all that need it, but in a shortened run."""
+    if (crew := nodes.crew()) is not None:
+        crew.say(run=str(this.folder.absolute()))
     with this.lock(), stopping.listening():
         fingerprint.pin(plan)
         known = this.results["stages"]
@@ -188,19 +223,24 @@ def _run_stage(this: Run, plan: Plan, name: str, watching: Sequence[Callback] = 
         prepared = training.prepare(this, plan, name)
         if (reused := _reused(this, plan, prepared)) is not None:
             return reused
-        processes, by_itself = trainer.processes(plan.stages[name].trainer.plain())
+        processes, by_itself = trainer.processes(prepared.built.stage.trainer.plain())
         if processes == 1:
             return training.train(this, plan, prepared, watching)
         del prepared  # each process has its own
-        imports = [f"--import={package}" for package in this.manifest["imports"]]
-        launch.launch([str(this.folder), name, *imports], 1 if by_itself else processes, folder)
+        flags = [f"--import={package}" for package in this.manifest["imports"]]
+        if (wide := nodes.width()) is not None:
+            flags.append(f"--width={wide.nodes}x{wide.each}")
+        launch.launch(
+            [str(this.folder.absolute()), name, *flags], 1 if by_itself else processes, folder, nodes.crew(),
+            nodes.needs([this.recipe, folder / training.STATE]),
+        )  # fmt: skip
         return dict(this.results["stages"][name])
     except (Exception, stopping.Stopped, KeyboardInterrupt) as cause:  # whatever a technique, plugin or disk may raise
         parents = plan.stages[name].parents
         if (number := _signal(cause)) is not None:
             status = "interrupted" if number == signal.SIGINT else "stopped"
             this.record(status, {name: {"status": status, "parents": parents}})
-            raise (Interrupted(this) if number == signal.SIGINT else Terminated(this)) from cause
+            raise (Interrupted(this) if number == signal.SIGINT else Terminated(this, number)) from cause
         said = failures.said(cause)
         with contextlib.suppress(OSError):  # a disk that is full, perhaps: what went wrong first has to be told
             (folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
@@ -244,20 +284,21 @@ def _signal(cause: BaseException) -> int | None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m lab.stages RUN STAGE [--import=PACKAGE]``: train one stage of a run made for it."""
+    """``python -m lab.stages RUN STAGE [--import=PACKAGE] [--width=2x8]``: train one stage of a run made for it."""
     folder, name, *flags = arguments
     launch.die_with_parent()
     this = Run(Path(folder))
     try:
         with stopping.listening(silently=True):
             for flag in flags:
-                allow(flag.removeprefix("--import="))
+                option, _, value = flag.partition("=")
+                {"--import": allow, "--width": nodes.set_width}[option](value)
             plan = check(recipe.load(this.recipe))
             training.train(this, plan, training.prepare(this, plan, name))
     except stopping.Stopped as stop:
         launch.leave(128 + stop.number)
     except Exception as cause:  # the parent tells it, the first of several
-        note = launch.error_file(this.stage(name), int(os.environ.get("LOCAL_RANK", "0")))
+        note = launch.error_file(this.stage(name), int(os.environ.get("RANK", "0")))
         note.write_text(f"{failures.said(cause)}\n\n{traceback.format_exc()}", encoding="utf-8")
         launch.leave(1)
     launch.leave(0)

@@ -292,11 +292,28 @@ def logged(results: _ResultCollection) -> list[State]:
     return found
 
 
-def set_logged(results: _ResultCollection, state: list[State], trainer: Trainer) -> None:
-    """Put back what :func:`logged` found."""
+class _Elsewhere(_Metadata):
+    """Of a value that other processes logged, on more or fewer devices: whether it is reduced is said with the next."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Metadata):
+            return NotImplemented
+        self.sync = other.sync
+        return all(getattr(self, part.name) == getattr(other, part.name) for part in dataclasses.fields(_Metadata))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def set_logged(results: _ResultCollection, state: list[State], trainer: Trainer, *, elsewhere: bool) -> None:
+    """Put back what :func:`logged` found.
+
+    Args:
+        elsewhere: on another number of processes.
+    """
     results.clear()
     for saved in state:
-        meta = _Metadata(**saved["said"], reduce_fx=REDUCTIONS[saved["reduction"]])
+        made = _Elsewhere if elsewhere else _Metadata
+        meta = made(**saved["said"], reduce_fx=REDUCTIONS[saved["reduction"]])
         meta.sync = _Sync(fn=trainer.strategy.reduce, _group=None, **saved["sync"])
         entry = _ResultMetric(meta, saved["is_tensor"])
         if saved["is_tensor"]:

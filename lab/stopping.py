@@ -41,6 +41,7 @@ class _Asked:
     patient = False
     silent = False
     listening = False
+    signals: tuple[int, ...] = SIGNALS
 
 
 def asked() -> int | None:
@@ -51,6 +52,11 @@ def asked() -> int | None:
 def ask(number: int) -> None:
     """Ask for a stop, as a signal would."""
     _Asked.number, _Asked.at = number, time.monotonic()
+
+
+def also(number: int) -> None:
+    """Take another signal for such a request too."""
+    _Asked.signals = (*SIGNALS, number)
 
 
 def listens() -> bool:
@@ -65,7 +71,7 @@ def overdue() -> bool:
 
 @contextlib.contextmanager
 def listening(*, silently: bool = False) -> Iterator[None]:
-    """Take both signals: outside :func:`patiently` they raise :class:`Stopped` at once.
+    """Take these signals: outside :func:`patiently` they raise :class:`Stopped` at once.
 
     Only the main thread of a process gets signals; elsewhere nothing changes. Within itself it does nothing more.
 
@@ -76,7 +82,7 @@ def listening(*, silently: bool = False) -> Iterator[None]:
         yield
         return
     process = os.getpid()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in _Asked.signals}
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}  # as nohup wants it
     _Asked.number, _Asked.patient, _Asked.silent, _Asked.listening = None, False, silently, True
     for number in before:
@@ -107,7 +113,7 @@ def be_patient(patient: bool) -> None:
 
 def ignore_in_worker() -> None:
     """For processes that read data: a stop that their whole group is asked for is their parent's to follow."""
-    for number in SIGNALS:
+    for number in _Asked.signals:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -33,7 +33,7 @@ _CHATTER = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*does not have many workers.*",
     ".*Total length of `list` across ranks is zero.*",  # no validation
-    ".*`srun` command is available on your system but is not used.*",  # on the login node of a cluster
+    ".*`srun` command is available.*",  # lab.nodes looks itself
     ".*isinstance.treespec, LeafSpec.* is deprecated.*",  # Lightning's own, with this torch
 )
 

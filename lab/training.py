@@ -159,7 +159,7 @@ def _describe(this: Run, built: Built, lightning: Trainer, plan: Plan) -> None:
 
 def clear(folder: Path) -> None:
     """Remove what a training that left no state has begun."""
-    for name in ("checkpoints", "pictures", "tables"):
+    for name in ("checkpoints", "logs", "pictures", "tables"):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "metrics.csv").unlink(missing_ok=True)
 

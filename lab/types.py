@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from lab import nodes
 from lab.annotations import UNSAYABLE, annotations_of, hints_of, is_path, is_path_or_name, one_line, refusal, typed
 from lab.batching import settled
 from lab.check import once, slot, wanted
@@ -300,11 +301,14 @@ def _trainer_problems(stage: Stage, key: str) -> Iterator[Problem]:
         if problem:
             sound = False
             yield Problem(value.place, f"{key}.{name}", problem)
-    settings = stage.trainer.plain()
+    if sound and (against := list(nodes.contradictions(stage, key))):
+        sound = False
+        yield from against
+    settings = nodes.filled(stage).trainer.plain()
     if not sound or _trains(json.dumps(settings)):
         return
     for blamed, cause in _blamed(_trainer, settings):
-        place = stage.trainer.mapping[blamed].place if blamed else stage.trainer.place
+        place = stage.trainer.mapping.get(blamed or "", stage.trainer).place
         yield Problem(place, f"{key}.{blamed}" if blamed else key, _of_this_machine(one_line(cause)))
 
 

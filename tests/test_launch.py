@@ -66,6 +66,15 @@ def test_each_process_is_told_which_of_how_many_it_is_and_where_they_meet(
     assert one.replace("'0', '0'", "'0', '1'") == other  # with the same port
 
 
+def test_what_all_but_the_first_say_is_kept(
+    started: Callable[..., None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    started('print("I am", rank); print("warned", rank, file=sys.stderr)')
+    assert capfd.readouterr() == ("I am 0\n", "warned 0\n")
+    assert sorted((tmp_path / "logs" / "rank-1.txt").read_text().splitlines()) == ["I am 1", "warned 1"]
+    assert not (tmp_path / "logs" / "rank-0.txt").exists()
+
+
 def test_a_process_alone_is_told_nothing(started: Callable[..., None], tmp_path: Path) -> None:
     started('note([n for n in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT") if n in os.environ])', processes=1)
     assert noted(tmp_path, 0) == "[]"
@@ -79,14 +88,14 @@ def test_ctrl_c_of_a_terminal_does_not_reach_them(started: Callable[..., None], 
 @pytest.mark.parametrize(
     ("number", "why"),
     [
-        (signal.SIGKILL, r"killed by signal 9 \(SIGKILL\), as the system does when memory runs out$"),
-        (signal.SIGSEGV, r"killed by signal 11 \(SIGSEGV\)$"),
+        (signal.SIGKILL, r"killed by signal 9 \(SIGKILL\), as the system does when memory runs out"),
+        (signal.SIGSEGV, r"killed by signal 11 \(SIGSEGV\)"),
     ],
 )
 def test_a_process_that_is_killed_is_named_with_the_signal_and_the_other_is_ended(
     number: int, why: str, started: Callable[..., None], tmp_path: Path
 ) -> None:
-    with pytest.raises(ProcessFailed, match=f"^process 1 of 2 was {why}"):
+    with pytest.raises(ProcessFailed, match=rf"^process 1 of 2 was {why}; its output is in \S+/logs/rank-1.txt$"):
         started(
             f"""
             note(os.getpid())
@@ -101,7 +110,7 @@ def test_a_process_that_is_killed_is_named_with_the_signal_and_the_other_is_ende
 
 
 def test_what_the_process_says_that_failed_first_is_told(started: Callable[..., None]) -> None:
-    with pytest.raises(ProcessFailed, match=r"^process 1 of 2: out of luck$"):
+    with pytest.raises(ProcessFailed, match=r"^process 1 of 2: out of luck; its output is in \S+/logs/rank-1.txt$"):
         started(
             """
             if rank == "1":

@@ -278,7 +278,8 @@ class Exact(Lean):
             if (said := saved["loggers"].get(type(logger).__qualname__)) is not None:
                 logger.load_state_dict(said)
         state.set_frozen(module, saved["frozen"])
-        if len(saved["processes"]) != trainer.world_size:
+        elsewhere = len(saved["processes"]) != trainer.world_size
+        if elsewhere:
             rank_zero_warn(
                 f"the training was left with {len(saved['processes'])} processes and goes on with "
                 f"{trainer.world_size}: what is drawn at random from now on is other than it would have been"
@@ -286,7 +287,7 @@ class Exact(Lean):
         assert self._attributes is not None
         self._attributes.restore(own["attributes"])
         state.set_metrics(module, own["metrics"])
-        state.set_logged(loop.epoch_loop._results, own["logged"], trainer)
+        state.set_logged(loop.epoch_loop._results, own["logged"], trainer, elsewhere=elsewhere)
         _set_gradients(module, own["gradients"])
         state.set_randomness(own["random"])
 

@@ -7,12 +7,14 @@ never do.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from lab import nodes
 from lab.cli.options import plain
 from lab.errors import UserError
 
@@ -59,13 +61,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.choices[options.command].error(f"unrecognized arguments: {' '.join(extra)}")
     elif several is not None:  # argparse takes no more positional arguments once an option stood between them
         getattr(options, several).extend(extra)
+    here = nodes.claim() if options.command in nodes.FOR_SEVERAL or nodes.unclaimed() else None
+    status = 1
     try:
-        status: int = options.run(options)
+        status = _guarded(options, options.run if here is None else functools.partial(nodes.run, here, options.run))
+    finally:
+        nodes.end(status)
+    return status
+
+
+def _guarded(options: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
+    """Run a command; what it raises is told, and becomes an exit code."""
+    try:
+        return run(options)
     except (KeyboardInterrupt, SystemExit) as stop:
         if options.debug or (isinstance(stop, SystemExit) and not hasattr(stop, "run")):
             raise
         what = "interrupted" if isinstance(stop, KeyboardInterrupt) else "stopped"
         print(f"lab: {what}{_goes_on(stop)}", file=sys.stderr)
+        nodes.requeue(stop)
         return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else STOPPED
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone: nobody is left to tell
@@ -74,7 +88,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         return _tell(error, options.command)
-    return status
 
 
 def _tell(error: Exception, command: str) -> int:
