@@ -27,7 +27,7 @@ from lab.errors import UserError
 from lab.stopping import Stopped
 
 if TYPE_CHECKING:
-    from lab.nodes import Link, Remote
+    from lab.link import Link, Remote
 
     Child: TypeAlias = subprocess.Popen[bytes] | Remote
 
@@ -132,6 +132,11 @@ def begin(order: Order, rank: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, env=environment, start_new_session=True, stdout=said, stderr=subprocess.STDOUT
         )  # fmt: skip
+
+
+def needs(paths: Sequence[Path]) -> dict[str, int]:
+    """Files that another machine must see before it starts, and how large they are."""
+    return {str(path.absolute()): path.stat().st_size for path in paths if path.exists()}
 
 
 def error_file(folder: Path, rank: int) -> Path:

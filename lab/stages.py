@@ -232,7 +232,7 @@ def _run_stage(this: Run, plan: Plan, name: str, watching: Sequence[Callback] = 
             flags.append(f"--width={wide.nodes}x{wide.each}")
         launch.launch(
             [str(this.folder.absolute()), name, *flags], 1 if by_itself else processes, folder, nodes.crew(),
-            nodes.needs([this.recipe, folder / training.STATE]),
+            launch.needs([this.recipe, folder / training.STATE]),
         )  # fmt: skip
         return dict(this.results["stages"][name])
     except (Exception, stopping.Stopped, KeyboardInterrupt) as cause:  # whatever a technique, plugin or disk may raise
