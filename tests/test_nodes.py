@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
-from lab import Run, api, fit, following, link, nodes, registry, stages, stopping
+from lab import Run, api, fit, nodes, registry, stages, stopping
 from lab.batching import settled
 from lab.cli import main
 from lab.document import RecipeError
@@ -423,7 +423,7 @@ def test_one_that_is_silent_is_gone(lost: int, process: Callable[..., Link], mon
     links = [process(0), process(1)]
     both(*links)
     links[1 - lost].check()
-    monkeypatch.setattr(link, "SILENCE", 2.0)
+    monkeypatch.setattr("lab.link.SILENCE", 2.0)
     lose(links[lost], monkeypatch)
     with pytest.raises(Gone, match=f"^process {lost} on {socket.gethostname()} is gone: nothing heard for 2 seconds$"):
         until(lambda: links[1 - lost].check() is not None)
@@ -433,7 +433,7 @@ def test_another_launch_at_the_same_store_is_not_heard(
     process: Callable[..., Link], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lead, other = process(0), process(1, name="lab/two")
-    monkeypatch.setattr(link, "JOIN", 2.0)
+    monkeypatch.setattr("lab.link.JOIN", 2.0)
     for link, missing in ((lead, 1), (other, 0)):
         with pytest.raises(Gone, match=f"^of 2 processes {missing} did not come to 127.0.0.1:"):
             link.join()
@@ -478,7 +478,7 @@ def test_machines_must_be_alike(process: Callable[..., Link]) -> None:
 def test_a_run_that_another_machine_does_not_see_is_told_with_host_and_path(
     process: Callable[..., Link], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "APPEAR", 0.2)
+    monkeypatch.setattr("lab.following.APPEAR", 0.2)
     lead, other = process(0), process(1)
     both(lead, other)
     order = Order([], "stage", 2, 1, "127.0.0.1", 1, {"runs/x/recipe.yaml": 10})
