@@ -63,10 +63,8 @@ class Labelled:
 
     def __getitem__(self, which: Tensor | slice) -> Labelled:
         """The samples that a mask, indices or a slice choose, of no step any more."""
-        values = ((f.name, getattr(self, f.name)) for f in fields(self))
-        tensors = ((name, value) for name, value in values if isinstance(value, Tensor))
-        chosen: dict[str, Any] = {name: value[which] if value.ndim else value for name, value in tensors}
-        return type(self)(**chosen)
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "part"}
+        return type(self)(**{k: v[which] if v is not None and v.ndim else v for k, v in parts.items()})
 
     @property
     def labelled(self) -> Tensor:

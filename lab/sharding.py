@@ -43,8 +43,8 @@ HOOKS = (
     "_load_state_dict_post_hooks",
 )  # fmt: skip
 """Where a module keeps what is called along with it, of what FSDP registers."""
-OTHER_FORWARDS = ("features",)
-"""Methods of a network that techniques call instead of ``forward``."""
+OTHER_FORWARD = "features"
+"""The method of a network that techniques call instead of ``forward``, which calls it too."""
 
 
 class Sharded(DDPStrategy):
@@ -159,9 +159,8 @@ def shard(module: LightningModule, mesh: DeviceMesh, offload: OffloadPolicy) -> 
         for block in blocks(part):
             fully_shard(block, mesh=mesh, offload_policy=offload)
         fully_shard(part, mesh=mesh, offload_policy=offload)
-        for method in OTHER_FORWARDS:
-            if callable(getattr(part, method, None)):
-                register_fsdp_forward_method(part, method)
+        if callable(getattr(part, OTHER_FORWARD, None)):
+            _Features(part)
     return parts
 
 
@@ -184,6 +183,32 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
             yield block
 
 
+class _Features:
+    """A network's ``features``, which gathers weights as ``forward`` does where it is called by itself."""
+
+    def __init__(self, part: nn.Module) -> None:
+        self._within = self._alone = getattr(part, OTHER_FORWARD)
+        register_fsdp_forward_method(part, OTHER_FORWARD)
+        self._alone = getattr(part, OTHER_FORWARD)
+        self._depth = 0
+        self._hooks = (
+            part.register_forward_pre_hook(lambda *_: self._go(1), prepend=True),
+            part.register_forward_hook(lambda *_: self._go(-1), always_call=True),
+        )
+        setattr(part, OTHER_FORWARD, self)
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return (self._within if self._depth else self._alone)(*inputs, **named)
+
+    def remove(self) -> None:
+        """Have the hooks forgotten that tell where it is called."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _go(self, deeper: int) -> None:
+        self._depth += deeper
+
+
 def gather(part: nn.Module) -> None:
     """Make a part that :func:`shard` shared out an ordinary one again, whole in every process; all take part."""
     for block in _blocks_of(part):
@@ -201,8 +226,8 @@ def gather(part: nn.Module) -> None:
             for key in [key for key, hook in known.items() if _fsdps(hook)]:
                 del known[key]
         if isinstance(module, FSDPModule):
-            for method in OTHER_FORWARDS:
-                vars(module).pop(method, None)
+            if isinstance(features := vars(module).pop(OTHER_FORWARD, None), _Features):
+                features.remove()
             module.__class__ = type(module).__mro__[2]
     for buffer in part.buffers():
         torch.distributed.broadcast(buffer, 0)

@@ -322,13 +322,8 @@ def _of_this_machine(said: str) -> str:
 
 
 def _not_shared_out(stage: Stage) -> Iterator[Problem]:
-    """Whether a global batch can be shared out evenly; what is wrong with what it is shared by is said elsewhere."""
-    data, trainer = sized(stage.data), stage.trainer.mapping
-    said = [data.arguments.get(BATCH_SIZE) if data else None, trainer.get("accumulate_grad_batches")]
-    if stage.global_batch is None or any(
-        part is not None and not (isinstance(part, Node) and type(part.value) is int and part.value >= 1)
-        for part in said
-    ):
+    """Whether a global batch can be shared out evenly."""
+    if stage.global_batch is None or not _countable(stage):
         return
     try:
         settled(stage)
@@ -336,11 +331,20 @@ def _not_shared_out(stage: Stage) -> Iterator[Problem]:
         yield Problem(stage.global_batch.place, _key(stage, ("global_batch_size",)), str(cause))
 
 
+def _countable(stage: Stage) -> bool:
+    """Whether a global batch is shared by whole numbers; what is wrong with them is said elsewhere."""
+    data, trainer = sized(stage.data), stage.trainer.mapping
+    said = [data.arguments.get(BATCH_SIZE) if data else None, trainer.get("accumulate_grad_batches")]
+    return all(
+        part is None or (isinstance(part, Node) and type(part.value) is int and part.value >= 1) for part in said
+    )
+
+
 def _unfit(stage: Stage, key: str) -> Iterator[Problem]:
     """What the stage's technique and callbacks cannot be trained with."""
     from lab.trainer import SHARDED
 
-    settings = settled(stage).trainer.mapping
+    settings = (settled(stage) if _countable(stage) else stage).trainer.mapping
     strategy = settings.get("strategy")
     for component in (stage.module, *stage.callbacks.values()):
         try:

@@ -160,7 +160,7 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
         pairs = ((f"{place}.{key}".removeprefix("."), one.get(key, absent), other.get(key, absent)) for key in keys)
         return [found for where, left, right in pairs for found in differences(left, right, where)]
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
-        if len(one) == 2 and one[0] == other[0] and one[0] in BESIDES:  # a mapping's, as attributes are saved
+        if len(one) == 2 and isinstance(one[0], str) and one[0] == other[0] in BESIDES:  # a mapping's, in attributes
             return []
         pairs = ((f"{place}[{i}]", left, right) for i, (left, right) in enumerate(zip(one, other, strict=True)))
         return [found for where, left, right in pairs for found in differences(left, right, where)]

@@ -129,8 +129,9 @@ class TestFiles:
         assert refused("fit", "") == [".: is a folder, not a file"]
         assert refused("fit", "-") == [
             "-: no such file, and no bundled recipe of that name "
-            "(there are: acrobot, actor_critic, adaptation, compress, continual, dann, distill, distill_ddp, distill_qat, "
-            "ewc, finetune, finetune_fsdp, maml, maml_glyphs, pendulum, policy_gradient, ppo, prune, quantize, supervised, text)"
+            "(there are: acrobot, actor_critic, adaptation, compress, continual, dann, distill, distill_ddp, "
+            "distill_qat, ewc, finetune, finetune_fsdp, maml, maml_glyphs, pendulum, policy_gradient, ppo, prune, "
+            "quantize, supervised, text)"
         ]
 
     def test_that_are_no_files(self, refused: Refused) -> None:

@@ -166,7 +166,7 @@ def test_a_recipe_stays_a_recipe_and_what_is_neither_says_so(capsys: pytest.Capt
     assert main(["show", "distil"]) == 2
     error = capsys.readouterr().err
     assert "distil is no run" in error
-    assert "no bundled recipe of that name (did you mean 'distill' or 'distill_qat'?)" in error
+    assert "no bundled recipe of that name (did you mean 'distill' or 'distill_qat' or 'distill_ddp'?)" in error
     assert main(["show", run.id, "seed=1"]) == 2
     assert f"it takes no overrides: lab show {run.recipe} seed=1" in capsys.readouterr().err
 

@@ -14,9 +14,11 @@ import torch
 from lab import UserError, parity
 from lab.api import load_recipe
 from lab.cli import main
+from lab.document import RecipeError
 from lab.modules.supervised import Supervised, Terms
 from lab.parity import WIDTHS, compare, difference
 from lab.registry import modules
+from lab.types import check_types
 
 RECIPE = Path(__file__).parent / "parity.yaml"
 HERE = Path(__file__).parent
@@ -61,6 +63,30 @@ def test_every_technique_ends_alike_at_every_width(tmp_path: Path, monkeypatch: 
         (FSDP.name, name) for name in plan.stages.keys() - SHARDED
     }
     assert all(verdict.tensor for verdict in found if not verdict.refused)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "module", "said"),
+    [
+        ("{gradient_clip_val: 1}", "{name: ppo, network: mlp}", "3:30: trainer.gradient_clip_val: ppo .*max_grad_norm"),
+        ("{accumulate_grad_batches: 2}", "{name: mmd, network: mlp}", "3:36: trainer.accumulate_grad_batches: mmd .*"),
+        ("{accumulate_grad_batches: 2}", "{name: cdan, network: mlp, entropy_conditioning: true}", "cdan .*whole"),
+        ("{accumulate_grad_batches: 2}", "{name: cdan, network: mlp}", None),
+        ("{accumulate_grad_batches: 1}", "{name: coral, network: mlp}", None),
+        ("{gradient_clip_val: null}", "{name: ppo, network: mlp}", None),
+    ],
+)  # fmt: skip
+def test_settings_that_a_technique_cannot_have_are_refused(
+    trainer: str, module: str, said: str | None, tmp_path: Path
+) -> None:
+    data = "{name: gym, environment: CartPole-v1}" if "ppo" in module else "{name: mnist_digits, size: 8}"
+    file = tmp_path / "r.yaml"
+    file.write_text(f"data: {data}\nmodule: {module}\ntrainer: {trainer}\n")
+    if said is None:
+        check_types(load_recipe(file))
+        return
+    with pytest.raises(RecipeError, match=said):
+        check_types(load_recipe(file))
 
 
 class Summed(Supervised):

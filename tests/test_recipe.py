@@ -446,7 +446,8 @@ class TestFind:
 
     def test_an_unknown_name_has_the_nearest_bundled_one(self) -> None:
         with pytest.raises(
-            RecipeError, match=r"no bundled recipe of that name \(did you mean 'distill' or 'distill_qat'\?\)"
+            RecipeError,
+            match=r"no bundled recipe of that name \(did you mean 'distill' or 'distill_qat' or 'distill_ddp'\?\)",
         ):
             recipe.find("distil")
 

@@ -114,7 +114,10 @@ def test_what_a_recipe_extends_comes_along(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_an_unknown_bundled_recipe_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new", "destill"]) == 2
-    assert "no bundled recipe 'destill' (did you mean 'distill' or 'distill_qat'?)" in capsys.readouterr().err
+    assert (
+        "no bundled recipe 'destill' (did you mean 'distill' or 'distill_qat' or 'distill_ddp'?)"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_place_that_cannot_be_written_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from lab import UserError, fit, load_recipe
 from lab.callbacks import Lean
 from lab.check import check
+from lab.datamodules.docstrings import Docstrings
 from lab.document import RecipeError
 from lab.networks.convnet import ConvNet
 from lab.networks.mlp import MLP
@@ -77,11 +78,35 @@ class Looks(Lean):
         note.write_text(json.dumps(noted), encoding="utf-8")
 
 
+class Uneven(Docstrings):
+    """Has more batches to validate on in the second process than in the first."""
+
+    def val_dataloader(self) -> Any:
+        assert self.trainer is not None
+        return Few(list(super().val_dataloader())[: 2 + self.trainer.global_rank])
+
+
+class Few:
+    """A loader of these batches."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
 def test_a_process_has_its_part_and_what_is_kept_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     here = Path(__file__).parent
     monkeypatch.syspath_prepend(str(here))
     monkeypatch.setenv("PYTHONPATH", str(here), prepend=os.pathsep)
-    recipe = {**RECIPE, "callbacks": {**RECIPE["callbacks"], "looks": {"name": "test_sharding.Looks"}}}
+    recipe = {
+        **RECIPE, "callbacks": {**RECIPE["callbacks"], "looks": {"name": "test_sharding.Looks"}},
+        "data": {"name": "test_sharding.Uneven", "max_length": 16, "eval_batch_size": 32},
+    }  # fmt: skip
     run = fit(recipe, imports=["test_sharding"], fresh=True)
     weights = load_file(run.stage("main") / "network.safetensors")
     size = sum(tensor.numel() for tensor in weights.values())
