@@ -133,35 +133,39 @@ def compare(
     environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with contextlib.ExitStack() as held:
         ranks = [held.enter_context(Fresh("lab.parity", environment)) for _ in range(processes)]
-        alone: Run | None = None
-        for width in (ALONE, *widths):
+
+        def trained(width: Width) -> tuple[Run | None, dict[str, str]]:
+            """The run at a width, if there is any, and why which stages are not trained so."""
             stages = {name: _at(stage, width, precision, epochs, steps) for name, stage in plan.stages.items()}
             refused = {name: why for name, stage in stages.items() if (why := _refusal(plan, name, stage)) is not None}
+            needed = _needed(plan, [name for name in stages if name not in refused])
+            if not needed:
+                return None, refused
             instead = replace(width, parts=1, strategy="ddp" if width.processes > 1 else "auto")
-            for name, why in refused.items():
-                if width is ALONE:
-                    raise UserError(f"{name}: {why}")
-                stages[name] = _at(plan.stages[name], instead, precision, epochs, steps)
-            kept = _needed(plan, [name for name in stages if name not in refused])
-            if not kept:
-                yield from (Verdict(name, width.name, refused=why) for name, why in refused.items())
-                continue
-            trained = {name: stage for name, stage in stages.items() if name in kept}
-            this = run.create(replace(plan, stages=trained), folder / width.name.replace(" ", "-"), imports=imports)
+            stages |= {name: _at(plan.stages[name], instead, precision, epochs, steps) for name in refused}
+            chosen = replace(plan, stages={name: stage for name, stage in stages.items() if name in needed})
+            this = run.create(chosen, folder / width.name.replace(" ", "-"), imports=imports)
             _train(this, ranks[: width.processes], width)
-            if alone is None:
-                alone = this
-                continue
+            return this, refused
+
+        alone, refused = trained(ALONE)
+        if alone is None or refused:
+            raise UserError("; ".join(f"{name}: {why}" for name, why in refused.items()))
+        for width in widths:
+            this, refused = trained(width)
             for name in plan.stages:
-                if name in refused:
+                if this is None or name in refused:
                     yield Verdict(name, width.name, refused=refused[name])
                 else:
-                    off, tensor = difference(_state(alone, name), _state(this, name))
-                    natural = json.loads((alone.stage(name) / NATURAL).read_text(encoding="utf-8"))
-                    metric_off, metric = _apart(_metrics(alone, name), _metrics(this, name))
-                    yield Verdict(
-                        name, width.name, off, tensor, metric=metric, metric_off=metric_off, natural=tuple(natural)
-                    )
+                    yield _judged(alone, this, name, width)
+
+
+def _judged(alone: Run, this: Run, name: str, width: Width) -> Verdict:
+    """What came of a stage, beside what one process made of it."""
+    off, tensor = difference(_state(alone, name), _state(this, name))
+    metric_off, metric = _apart(_metrics(alone, name), _metrics(this, name))
+    natural = tuple(json.loads((alone.stage(name) / NATURAL).read_text(encoding="utf-8")))
+    return Verdict(name, width.name, off, tensor, metric=metric, metric_off=metric_off, natural=natural)
 
 
 def difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> tuple[float, str]:
