@@ -57,7 +57,7 @@ class WandB(WandbLogger):
     ) -> None:
         import wandb
 
-        mode = _mode(offline)
+        mode = _mode(offline, Path(save_dir))
         super().__init__(
             name=title,
             save_dir=save_dir,
@@ -114,7 +114,7 @@ class WandB(WandbLogger):
                 self._wandb_init["resume"] = "allow"  # whoever logs again goes on with the same run
 
 
-def _mode(offline: bool | None) -> Literal["online", "offline", "disabled"]:
+def _mode(offline: bool | None, folder: Path) -> Literal["online", "offline", "disabled"]:
     asked = os.environ.get("WANDB_MODE", "").lower()
     if offline is None and asked == "disabled":
         return "disabled"
@@ -126,7 +126,8 @@ def _mode(offline: bool | None) -> Literal["online", "offline", "disabled"]:
         raise ValueError(
             "offline: false needs an API key: set WANDB_API_KEY, run `wandb login`, or leave `offline` out"
         )
-    _tell_offline()
+    if not any(folder.parent.glob("*/wandb")):  # told by another process, which trained another stage of the run
+        _tell_offline()
     return "offline"
 
 
