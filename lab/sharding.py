@@ -91,10 +91,9 @@ class Sharded(DDPStrategy):
 
     @override
     def on_validation_end(self) -> None:
-        roots = {id(part) for part in self._parts}
         for part in self._parts:
             for block in _blocks_of(part):
-                block.set_reshard_after_forward(id(block) not in roots, recurse=False)
+                block.set_reshard_after_forward(True, recurse=False)
                 block.reshard()
 
     @override
@@ -158,7 +157,8 @@ def shard(module: LightningModule, mesh: DeviceMesh, offload: OffloadPolicy) -> 
     for part in parts:
         for block in blocks(part):
             fully_shard(block, mesh=mesh, offload_policy=offload)
-        fully_shard(part, mesh=mesh, offload_policy=offload)
+        # Also what is in no block: kept gathered after a call without a backward pass, it would be used when it is old.
+        fully_shard(part, mesh=mesh, offload_policy=offload, reshard_after_forward=True)
         if callable(getattr(part, OTHER_FORWARD, None)):
             _Features(part)
     return parts
