@@ -157,7 +157,7 @@ def shard(module: LightningModule, mesh: DeviceMesh, offload: OffloadPolicy) -> 
     for part in parts:
         for block in blocks(part):
             fully_shard(block, mesh=mesh, offload_policy=offload)
-        # Also what is in no block: kept gathered after a call without a backward pass, it would be used when it is old.
+        # Also what is in no block: between two calls `parameters()` are the parts, for whoever makes an optimizer then.
         fully_shard(part, mesh=mesh, offload_policy=offload, reshard_after_forward=True)
         if callable(getattr(part, OTHER_FORWARD, None)):
             _Features(part)
