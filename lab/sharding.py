@@ -86,8 +86,7 @@ class Sharded(DDPStrategy):
             for block in _blocks_of(part):
                 block.set_reshard_after_forward(False, recurse=False)
                 block.unshard()
-            for buffer in part.buffers():
-                torch.distributed.broadcast(buffer, 0)
+            _share_buffers(part)
 
     @override
     def on_validation_end(self) -> None:
@@ -229,6 +228,11 @@ def gather(part: nn.Module) -> None:
             if isinstance(features := vars(module).pop(OTHER_FORWARD, None), _Features):
                 features.remove()
             module.__class__ = type(module).__mro__[2]
+    _share_buffers(part)
+
+
+def _share_buffers(part: nn.Module) -> None:
+    """Have every process's buffers be the first one's, as DDP has them."""
     for buffer in part.buffers():
         torch.distributed.broadcast(buffer, 0)
 

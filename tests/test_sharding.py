@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, OffloadPolicy
 from torch.distributed.tensor import DTensor
 
-from lab import UserError, fit, load_recipe
+from lab import UserError, fit, load_recipe, parity, stages
 from lab.callbacks import Lean
 from lab.check import check
 from lab.datamodules.docstrings import Docstrings
@@ -202,6 +203,47 @@ def test_blocks_whose_activations_are_computed_again_end_as_alone(tmp_path: Path
     (verdict,) = compare(recipe, folder=tmp_path, widths=[FSDP], epochs=1, steps=4)
     assert not verdict.differs(1e-9)
     assert verdict.tensor
+
+
+class Leaves(Lean):
+    """Has the program that started a training asked to stop after five batches, once."""
+
+    watches_only = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        mark = Path(trainer.default_root_dir, "left")
+        if trainer.global_step == 5 and trainer.is_global_zero and not mark.exists():
+            mark.touch()
+            os.kill(os.getppid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore:the training was left with 2 processes and goes on with 1")
+@pytest.mark.parametrize("width", ["fsdp", "alone"])
+def test_a_training_that_was_left_goes_on_as_it_would_have(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Path(__file__).parent
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.setenv("PYTHONPATH", str(here), prepend=os.pathsep)
+    recipe: dict[str, Any] = {
+        **RECIPE, "data": "digits",
+        "trainer": {**RECIPE["trainer"], "precision": "64-true", "max_epochs": 60, "limit_train_batches": 8},
+        "module": {**RECIPE["module"], "network": {"name": "mlp", "hidden": [8], "activation": "tanh"}},
+    }  # fmt: skip
+    alone = {**recipe["trainer"], "strategy": "auto", "devices": 1}
+    whole = fit({**recipe, "trainer": alone}, fresh=True)
+    leaving = {**recipe, "callbacks": {**recipe["callbacks"], "leaves": {"name": "test_sharding.Leaves"}}}
+    with pytest.raises(stages.Terminated) as left:
+        fit(leaving, imports=["test_sharding"], fresh=True)
+    run = left.value.run
+    assert run is not None
+    assert torch.load(run.stage("main") / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] < 480
+    if width == "alone":
+        text = run.recipe.read_text(encoding="utf-8")
+        run.recipe.write_text(text.replace("strategy: fsdp", "strategy: auto").replace("devices: 2", "devices: 1"))
+    stages.resume(run)
+    expected, found = (load_file(one.stage("main") / "network.safetensors") for one in (whole, run))
+    assert parity.difference(expected, found)[0] <= 1e-9
 
 
 @pytest.mark.parametrize(
