@@ -7,19 +7,32 @@ classes: :mod:`lab.build`.
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lab import signature, space
+from lab import global_batch, signature, space
 from lab.document import Node, Place, Problem, RecipeError
 from lab.gates import Gate
-from lab.plan import FROM_OPTIONS, RULES, Component, From, GlobalBatch, Plan, Stage, Value, sized
+from lab.plan import FROM_OPTIONS, Component, From, Plan, Stage, Value
 from lab.recipe import GLOBAL_BATCH, ONLY_STAGE, RESERVED, Recipe, kind_of, shown
-from lab.registry import KINDS, DuplicateName, Entry, Kind, UnknownName, datamodules, nearest, networks
+from lab.registry import KINDS, DuplicateName, Entry, UnknownName, datamodules, nearest
 from lab.signature import Parameter, Reference, Signature
+from lab.slots import (
+    facts_of,
+    is_a,
+    kinds_with,
+    last_word,
+    one,
+    read_signature,
+    slot,
+    takes_list,
+    takes_mapping,
+    wanted,
+    yielded,
+    yielding,
+)  # fmt: skip
 
 TRAINER = "lightning.pytorch.trainer.trainer:Trainer"
 OWN_TRAINER_KEYS = {
@@ -44,8 +57,6 @@ GIVEN: dict[str, dict[str, str]] = {
 }
 """What lab fills when a recipe leaves it out, by kind; ``seed`` and the data's facts are filled in every kind."""
 
-BATCH_KEYS = ("size", "scale_lr", "base_size")
-"""The keys of a global batch that is a mapping."""
 FROZEN = "lab.artifact.Teacher"
 SHOWN_KEYS = 4
 """How many of a mapping's keys an error shows."""
@@ -104,59 +115,6 @@ def component(kind: str, data: Any, place: Place, facts: Sequence[str] = ()) -> 
     return found
 
 
-def read_signature(entry: Entry) -> Signature:
-    """What a recipe may say to an entry: its constructor's parameters, less those that whoever calls a factory gives.
-
-    Read from source text, or from the class itself where a notebook defined it. An argument called as a reserved word
-    is out of a recipe's reach: it is left out, unless nothing works without it.
-    """
-    found = signature.read(entry.target)
-    if not found.known and entry.loaded is not None:
-        found = signature.inspected(entry.loaded, entry.target)
-    sayable = list(found.parameters.items())[KINDS[entry.kind].later :]
-    return replace(found, parameters={name: p for name, p in sayable if p.required or name not in RESERVED})
-
-
-def kinds_with(name: str) -> list[Kind]:
-    """The kinds that know a name; for a dotted name the one that its class derives from, a function makes networks."""
-    found = [kind for kind in KINDS.values() if name in kind.names()]
-    if found or "." not in name or "/" in name:
-        return found
-    module, _, attribute = name.rpartition(".")
-    ancestors = signature.read(f"{module}:{attribute}").bases
-    return [kind for base in ancestors for kind in KINDS.values() if _same(base, kind.base)][:1] or [networks]
-
-
-def slot(parameter: Parameter) -> str | None:
-    """The kind of component that an annotation asks for, if it does; factories go before what they are made of."""
-    return _written_slot(parameter.names) or _first_kind(parameter.names, _derives_from_base)
-
-
-@functools.cache
-def _written_slot(names: tuple[str, ...]) -> str | None:
-    """The kind that an annotation's own words say, without a look at what they name."""
-    return _first_kind(names, _is_slot) or _first_kind(names, _resembles_slot)
-
-
-def _first_kind(names: tuple[str, ...], matches: Callable[[str, Kind], bool]) -> str | None:
-    kinds = sorted(KINDS.values(), key=lambda kind: not kind.factory)
-    return next((kind.name for kind in kinds if any(matches(name, kind) for name in names)), None)
-
-
-def _is_slot(name: str, kind: Kind) -> bool:
-    return name in kind.slots
-
-
-def _resembles_slot(name: str, kind: Kind) -> bool:
-    return any(_same(name, wanted) for wanted in kind.slots)
-
-
-def _derives_from_base(name: str, kind: Kind) -> bool:
-    if not kind.base or "." not in name or name.partition(".")[0] in ("typing", "collections", "builtins"):
-        return False
-    return _is_a(name, kind.base)
-
-
 class _Finder:
     """Walks the stages, collecting what is wrong."""
 
@@ -190,62 +148,10 @@ class _Finder:
         seed = self._seed(parts.get("seed"))
         gates = self._gates(parts.get("require"))
         trainer = self._trainer(parts.get("trainer"), node.place)
-        together = self._global_batch(parts.get(GLOBAL_BATCH), data, module)
+        together = global_batch.read(parts.get(GLOBAL_BATCH), data, module, self.say)
         if module is None or isinstance(data, From):
             return None
         return Stage(name, seed, module, data, trainer, callbacks, loggers, gates, together)
-
-    def _global_batch(
-        self, node: Node | None, data: Component | From | None, module: Component | None
-    ) -> GlobalBatch | None:
-        """The samples of a step, of all processes together; the data must have a batch size that follows from it."""
-        if node is None or node.value is None:
-            return None
-        before, path = len(self.problems), (GLOBAL_BATCH,)
-        for key, child in node.mapping.items():
-            if key not in BATCH_KEYS:
-                self.say(child.key or child.place, (*path, key), f"unknown key{nearest(key, BATCH_KEYS)}")
-        size, base_size = (self._samples(node, name) for name in ("size", "base_size"))
-        if "size" not in node.mapping:
-            self.say(node.place, path, "needs `size`, the samples of a step")
-        elif data is None:
-            self.say(node.place, path, "there are no data whose batch_size could follow from it")
-        elif isinstance(data, Component) and data.signature.known and sized(data) is None:
-            self.say(node.place, path, f"{data.name} has no batch_size that could follow from it")
-        rule = self._rule(node, module)
-        if size is None or len(self.problems) > before:
-            return None
-        return GlobalBatch(size, node.place, rule, base_size if rule else None)
-
-    def _rule(self, node: Node, module: Component | None) -> str | None:
-        """By which rule learning rates follow a global batch; the recipe has to say the optimizers that they are of."""
-        said, base = node.mapping.get("scale_lr"), node.mapping.get("base_size")
-        if said is None and base is not None:
-            rules = " or ".join(RULES)
-            self.say(base.key or base.place, (GLOBAL_BATCH, "base_size"), f"is for a rule: say scale_lr: {rules}")
-        if said is None or said.value is None:
-            return None
-        path, rule = (GLOBAL_BATCH, "scale_lr"), said.value
-        if not isinstance(rule, str) or rule not in RULES:
-            self.say(said.place, path, f"no rule {shown(said.plain())}{nearest(str(said.plain()), RULES)}")
-            return None
-        if base is None or base.value is None:
-            what = "the samples of a step that the recipe's learning rates are for"
-            self.say(said.place, path, f"{rule} needs base_size, {what}")
-        for why in _without_rate(module) if module is not None else ():
-            self.say(said.place, path, why)
-        return rule
-
-    def _samples(self, node: Node, name: str) -> int | None:
-        """A number of samples in a global batch."""
-        said = node.mapping.get(name)
-        if said is None or (said.value is None and name != "size"):
-            return None
-        if type(said.value) is int and said.value >= 1:
-            return said.value
-        path = (GLOBAL_BATCH,) if name == "size" and said.place == node.place else (GLOBAL_BATCH, name)
-        self.say(said.place, path, f"expected a whole number from 1, got {shown(said.plain())}")
-        return None
 
     def component(
         self, node: Node, kind: str | None, path: tuple[str, ...], *, frozen: bool = False
@@ -295,7 +201,7 @@ class _Finder:
         """Why a missing argument is missing, where that is known."""
         if name in RESERVED:
             return " (which a recipe cannot say: `name` and `from` are reserved words)"
-        giving = [entry.name for entry in datamodules.entries() if name in _facts_of(read_signature(entry))]
+        giving = [entry.name for entry in datamodules.entries() if name in facts_of(read_signature(entry))]
         if not giving or name in self.facts:
             return ""
         whose = "this data does not give it, other data would" if self.facts else "data would give it"
@@ -322,14 +228,14 @@ class _Finder:
     def _value(self, node: Node, parameter: Parameter | None, path: tuple[str, ...]) -> Value:
         """An argument's value: components where the annotation, or a ``name:`` in the value, asks for them."""
         kind = slot(parameter) if parameter is not None else None
-        takes_mapping = parameter is not None and _takes_mapping(parameter)
+        plain_mapping = parameter is not None and takes_mapping(parameter)
         if self._names_component(node, parameter, kind):
             frozen = parameter is not None and FROZEN in parameter.names
             return self.component(node, kind, path, frozen=frozen) or node
-        if node.mapping and kind and not takes_mapping:
+        if node.mapping and kind and not plain_mapping:
             self.say(node.place, path, f"expected {wanted(kind)}; got {_without_name(node)}")
             return node
-        if node.items and parameter is not None and kind and not _takes_list(parameter):
+        if node.items and parameter is not None and kind and not takes_list(parameter):
             self.say(node.place, path, f"expected {wanted(kind)}; got a list")
             return node
         items = [self._value(child, parameter, (*path, str(i))) for i, child in enumerate(node.items)]
@@ -342,7 +248,7 @@ class _Finder:
         if "from" in node.mapping:
             return True
         if "name" in node.mapping:
-            return kind is not None or parameter is None or not _takes_mapping(parameter)
+            return kind is not None or parameter is None or not takes_mapping(parameter)
         if kind is None or parameter is None or not isinstance(node.value, str):
             return False
         return "str" not in parameter.names or node.value in KINDS[kind].names()
@@ -364,7 +270,7 @@ class _Finder:
             else:
                 options[key] = str(child.value)
         if kind not in (None, "networks"):
-            self.say(node.place, path, f"a stage gives a network; here {_a(kind)} is wanted")
+            self.say(node.place, path, f"a stage gives a network; here {one(kind)} is wanted")
             return None
         if not isinstance(source.value, str):
             return None
@@ -389,19 +295,21 @@ class _Finder:
 
     def _fit(self, module: Component, data: Component) -> None:
         """Whether the module can consume what the data yields, where both say so."""
-        consumes, (yields, argument) = module.signature.attributes.get("consumes"), _yields(data)
-        if not isinstance(consumes, Reference) or not isinstance(yields, Reference) or _is_a(yields, consumes):
+        consumes, (yields, argument) = module.signature.attributes.get("consumes"), yielded(data)
+        if not isinstance(consumes, Reference) or not isinstance(yields, Reference) or is_a(yields, consumes):
             return
         fitting = [
             entry.name
             for entry in datamodules.entries()
-            if isinstance(other := read_signature(entry).attributes.get("yields"), Reference) and _is_a(other, consumes)
+            if isinstance(other := read_signature(entry).attributes.get("yields"), Reference) and is_a(other, consumes)
         ]
         fit = f"data that fits: {', '.join(fitting)}" if fitting else "no installed data does"
-        if others := _yielding(data.signature, consumes):
+        if others := yielding(data.signature, consumes):
             fit = f"{argument}: {' or '.join(others)} gives them"
         said = f" with {argument}: {data.plain()[argument]}" if argument in data.arguments else ""
-        message = f"{module.name} consumes {_last(consumes)} batches, {data.name}{said} yields {_last(yields)}; {fit}"
+        message = (
+            f"{module.name} consumes {last_word(consumes)} batches, {data.name}{said} yields {last_word(yields)}; {fit}"
+        )
         self.say(data.place, ("data",), message)
 
     def _callbacks(self, node: Node | None) -> dict[str, Component | None]:
@@ -532,28 +440,6 @@ def _ancestors(name: str, stages: Mapping[str, Stage]) -> set[str]:
     return found - {name}
 
 
-def _without_rate(module: Component) -> list[str]:
-    """Why the learning rates of a module's optimizers cannot follow a global batch; nothing where they can."""
-    parts = [part for part in module.components() if isinstance(part, Component)]
-    optimizers = [part for part in parts if part.kind == "optimizers"]
-    unsaid = [
-        f"the recipe does not say {part.name}'s {name}, which is {parameter.default} as it comes: say "
-        f"`{name}: {{name: ..., lr: ...}}` with the learning rate of base_size"
-        for part in parts
-        for name, parameter in part.signature.parameters.items()
-        if name not in part.arguments and parameter.default != "None" and slot(parameter) == "optimizers"
-    ]
-    rateless = [
-        f"{part.name} has no learning rate `lr` that could be scaled"
-        for part in optimizers
-        if "lr" not in part.arguments
-        and not isinstance(getattr(part.signature.parameters.get("lr"), "literal", None), int | float)
-    ]
-    if not optimizers and not unsaid:
-        return [f"{module.name} has no optimizer in the recipe whose learning rate could be scaled"]
-    return unsaid + rateless
-
-
 _IN_STAGE = re.compile(r"^stages\.[^.]+\.")
 
 
@@ -568,79 +454,13 @@ def _said(parts: Mapping[str, Node], key: str) -> bool:
 
 def _facts(data: Component | From | None) -> tuple[str, ...]:
     """The names of the facts that a datamodule declares."""
-    return _facts_of(data.signature) if isinstance(data, Component) else ()
-
-
-def _facts_of(signature: Signature) -> tuple[str, ...]:
-    facts = signature.attributes.get("facts", ())
-    return tuple(fact for fact in facts if isinstance(fact, str)) if isinstance(facts, tuple | list) else ()
-
-
-def _yields(data: Component) -> tuple[Any, str]:
-    """What data yield, and the name of the argument that decides it, or nothing.
-
-    A datamodule whose argument decides it names the argument in ``yields_by``; for a value V of it ``yields_V`` holds,
-    where there is one.
-    """
-    attributes = data.signature.attributes
-    argument = str(attributes.get("yields_by", ""))
-    return attributes.get(f"yields_{data.plain().get(argument)}", attributes.get("yields")), argument
-
-
-def _yielding(signature: Signature, consumes: Reference) -> list[str]:
-    """The values of the argument in ``yields_by`` with which the data yield what a module consumes."""
-    attributes = signature.attributes
-    parameter = signature.parameters.get(str(attributes.get("yields_by", "")))
-    if parameter is None:
-        return []
-    values = {name.removeprefix("yields_"): found for name, found in attributes.items() if name.startswith("yields_")}
-    by_default = values.pop("by") and attributes.get("yields")
-    return [
-        value
-        for value, found in {str(parameter.literal): by_default, **values}.items()
-        if isinstance(found, Reference) and _is_a(found, consumes)
-    ]
+    return facts_of(data.signature) if isinstance(data, Component) else ()
 
 
 def _is_known(data: Component | From | None) -> bool:
     return isinstance(data, Component) and data.signature.known and "facts" not in data.signature.computed
 
 
-def _takes_mapping(parameter: Parameter) -> bool:
-    return any(_last(name) in ("dict", "Mapping", "MutableMapping", "Dict") for name in parameter.names)
-
-
-def _takes_list(parameter: Parameter) -> bool:
-    words = {"list", "List", "tuple", "Tuple", "Sequence", "MutableSequence", "Collection", "Iterable", "set", "Any"}
-    return any(_last(name) in words for name in parameter.names)
-
-
-def _a(kind: str | None) -> str:
-    noun = KINDS[kind].singular if kind else "component"
-    return f"a{'n' if noun[0] in 'aeiou' else ''} {noun}"
-
-
-def wanted(kind: str | None) -> str:
-    """What a component's place in a recipe takes."""
-    reference = ", or `from:` a stage" if kind == "networks" else ""
-    return f"{_a(kind)}: its name, or a mapping with `name:` and its arguments{reference}"
-
-
 def _without_name(node: Node) -> str:
     keys = f" of {', '.join(list(node.mapping)[:SHOWN_KEYS])}" if node.mapping else ""
     return f"a mapping{keys} without `name:`" if isinstance(node.value, dict) else kind_of(node)
-
-
-def _same(name: str, other: str) -> bool:
-    """Whether two dotted names mean one class: packages re-export, so the first and the last word decide."""
-    return name == other or (name.partition(".")[0], _last(name)) == (other.partition(".")[0], _last(other))
-
-
-def _is_a(name: str, wanted: str) -> bool:
-    """Whether a dotted name is that of a class or of one derived from it."""
-    module, _, attribute = name.rpartition(".")
-    return _same(name, wanted) or any(_same(base, wanted) for base in signature.read(f"{module}:{attribute}").bases)
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]

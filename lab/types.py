@@ -20,7 +20,7 @@ import torch
 from lab import nodes
 from lab.annotations import UNSAYABLE, annotations_of, hints_of, is_path, is_path_or_name, one_line, refusal, typed
 from lab.batching import settled
-from lab.check import once, slot, wanted
+from lab.check import once
 from lab.document import Node, Problem, RecipeError
 from lab.files import located
 from lab.optimization import given_steps
@@ -28,6 +28,7 @@ from lab.plan import BATCH_SIZE, Component, Plan, Stage, Value, sized
 from lab.ranges import Count, NonNegative, Whole
 from lab.recipe import ONLY_STAGE, shown
 from lab.registry import KINDS, BrokenPlugin, nearest
+from lab.slots import slot, wanted
 
 TRAINER_RANGES: dict[str, Any] = {
     "accumulate_grad_batches": Count,

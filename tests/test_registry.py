@@ -12,10 +12,11 @@ from plugins.install import install, run
 from torch import nn
 
 from lab import registry
-from lab.check import check, read_signature
+from lab.check import check
 from lab.document import RecipeError
 from lab.recipe import load
 from lab.registry import KINDS, BrokenPlugin, DuplicateName, Entry, UnknownName
+from lab.slots import read_signature
 from lab.types import check_types
 
 ROOT = Path(__file__).parent.parent

@@ -46,7 +46,7 @@ def _entries(name: str) -> list[Entry]:
     Raises:
         UserError: nothing has that name.
     """
-    from lab.check import kinds_with
+    from lab.slots import kinds_with
 
     prefix, _, rest = name.partition("/")
     kinds, name = ([KINDS[prefix]], rest) if prefix in KINDS and rest else (kinds_with(name), name)
@@ -60,7 +60,7 @@ def _entries(name: str) -> list[Entry]:
 
 
 def _described(entry: Entry) -> dict[str, Any]:
-    from lab.check import read_signature, slot
+    from lab.slots import read_signature, slot
 
     signature = read_signature(entry)
     flow = {word: _short(signature.attributes.get(word)) for word in ("consumes", "yields")}
