@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -159,12 +158,6 @@ def plain(processes: int, threads: int, epochs: int, folder: Path) -> dict[str, 
     return dict(json.loads(file.read_text()))
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
 def main(turns: int, epochs: int) -> None:
     speeds: dict[tuple[str, str], list[float]] = {(way, title): [] for way in ("lab", "plain") for title in WIDTHS}
     measured: dict[str, list[float]] = {}
@@ -229,6 +222,8 @@ def told(speeds: dict[tuple[str, str], list[float]], part: dict[str, float]) -> 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--loop"]:
         count, threads, epochs = map(int, sys.argv[2:5])
+        from lab.launch import free_port
+
         arguments = ((count, threads, epochs), free_port(), sys.argv[5])
         if count == 1:
             loop(0, *arguments)

@@ -17,11 +17,9 @@ from typing import Any
 
 from lab.errors import UserError
 from lab.files import inside, read_json, write_json
-from lab.run import Run, folders
+from lab.run import ENDED, Run, folders
 
 FOLDER = ".stages"
-USABLE = ("finished", "gated")
-"""The states of a stage that can be used again."""
 ARTIFACT = ("network.json", "network.safetensors")
 COPIED = ("metrics.csv", "results.json")
 """What may be written to later, where all else is replaced: a link would change both stages."""
@@ -119,7 +117,7 @@ def _is_whole(folder: Path, key: str) -> bool:
         measured = inside(folder, said.get("file", ARTIFACT[1]))
         return (
             bool(run.manifest)
-            and all(each["status"] in USABLE and each["fingerprint"]["key"] == key for each in (said, own))
+            and all(each["status"] in ENDED and each["fingerprint"]["key"] == key for each in (said, own))
             and all(path.is_file() for path in kept)
             and measured.stat().st_size == said["bytes"]
         )

@@ -17,10 +17,9 @@ from typing import Any
 
 from lab import cache
 from lab.errors import UserError
-from lab.run import LOCK, RUNS, Run, RunNotFound, folders
+from lab.run import ENDED, LOCK, RUNS, Run, RunNotFound, folders
 
 UNFINISHED = ("failed", "interrupted", "stopped")
-FINISHED = ("finished", "gated")
 DAY = 86_400.0
 BEGINNING = 60.0
 """Seconds in which a folder may look damaged because its files are being made."""
@@ -125,7 +124,7 @@ def _reason(run: Run, older_than: float | None) -> str | None:
     if status == "running":  # and nobody runs it, unless the file system has no locks: then it writes now and then
         return "left" if _untouched(run.folder) > DAY else None
     age = _age(results.get("ended") or manifest.get("started"))
-    if status in UNFINISHED or (status in FINISHED and older_than is not None and age > older_than * DAY):
+    if status in UNFINISHED or (status in ENDED and older_than is not None and age > older_than * DAY):
         return str(status)
     return "smoke" if manifest.get("smoke") is True else None
 

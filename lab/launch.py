@@ -64,6 +64,19 @@ class Order:
     port: int
     needs: Mapping[str, int] = field(default_factory=dict)
 
+    def environment(self, rank: int) -> dict[str, str]:
+        """What tells a process which of how many it is, and where they meet; nothing for one alone."""
+        if self.processes == 1:
+            return {}
+        return {
+            "WORLD_SIZE": str(self.processes),
+            "RANK": str(rank),
+            "NODE_RANK": str(rank // self.each),
+            "LOCAL_RANK": str(rank % self.each),
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": str(self.port),
+        }
+
 
 def launch(
     arguments: Sequence[str],
@@ -89,7 +102,7 @@ def launch(
     for rank in range(processes):
         error_file(folder, rank).unlink(missing_ok=True)
     address, each = ("127.0.0.1", processes) if crew is None else (crew.address, processes // crew.here.nodes)
-    port = _free_port(wide=crew is not None)
+    port = free_port(wide=crew is not None)
     order = Order(list(arguments), str(folder.absolute()), processes, each, address, port, needs or {})
     children: list[Child] = [begin(order, rank) for rank in range(processes if crew is None else 1)]
     if crew is not None:
@@ -113,16 +126,7 @@ def begin(order: Order, rank: int) -> subprocess.Popen[bytes]:
     Raises:
         OSError: its log cannot be written.
     """
-    environment = dict(os.environ)
-    if order.processes > 1:
-        environment |= {
-            "WORLD_SIZE": str(order.processes),
-            "RANK": str(rank),
-            "NODE_RANK": str(rank // order.each),
-            "LOCAL_RANK": str(rank % order.each),
-            "MASTER_ADDR": order.address,
-            "MASTER_PORT": str(order.port),
-        }
+    environment = {**os.environ, **order.environment(rank)}
     command = [sys.executable, "-P", "-m", "lab.stages", *order.arguments]
     if rank == 0:
         return subprocess.Popen(command, env=environment, start_new_session=True)
@@ -238,7 +242,7 @@ def _why(rank: int, children: Sequence[Child], folder: Path) -> str:
     return f"{which}: {said}{log}" if said is not None else f"{which} ended with exit code {code}{log}"
 
 
-def _free_port(*, wide: bool = False) -> int:
+def free_port(*, wide: bool = False) -> int:
     """A port that nobody uses; one that other machines can reach where it is to be wide."""
     with socket.socket() as probe:
         probe.bind(("" if wide else "127.0.0.1", 0))

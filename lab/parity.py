@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from lab import recipe, run, training
+from lab import launch, recipe, run, training
 from lab.api import load_recipe
 from lab.batching import with_size
 from lab.check import check
@@ -242,11 +241,10 @@ def _refusal(plan: Plan, name: str, stage: Stage) -> str | None:
 
 def _train(this: Run, ranks: Sequence[Fresh], width: Width) -> None:
     """Have every process train all stages of a run, together."""
-    shared = {"WORLD_SIZE": str(len(ranks)), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    order = launch.Order([], str(this.folder), len(ranks), len(ranks), "127.0.0.1", launch.free_port())
 
     def one(rank: int) -> int:
-        environment = {**shared, "LOCAL_RANK": str(rank)} if len(ranks) > 1 else {}
-        asked = {"run": str(this.folder), "environment": environment, "imports": this.manifest["imports"]}
+        asked = {"run": str(this.folder), "environment": order.environment(rank), "imports": this.manifest["imports"]}
         return ranks[rank].call([json.dumps(asked)], _said(this, rank))
 
     with ThreadPoolExecutor(len(ranks)) as pool:
@@ -311,9 +309,3 @@ def _apart(expected: Mapping[str, float], found: Mapping[str, float]) -> tuple[f
         if not math.isnan(one):
             worst = max(worst, (abs(one - other) / max(abs(one), 1e-3), name))
     return worst
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])

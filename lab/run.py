@@ -31,6 +31,8 @@ from lab.registry import nearest
 SCHEMA = 1
 LOCK = ".lock"
 RUNS = Path("runs")
+ENDED = ("finished", "gated")
+"""The statuses, of a run or a stage, after which nothing is left to train."""
 TIME = "%Y-%m-%dT%H:%M:%S%z"
 VERSIONS = ("lightning-lab", "torch", "lightning", "torchmetrics", "numpy", "safetensors", "wandb")
 """The packages whose versions every manifest has, beside those that the recipe's components come from."""

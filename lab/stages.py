@@ -27,13 +27,11 @@ from lab.document import Place, Problem, RecipeError
 from lab.errors import UserError
 from lab.plan import Plan
 from lab.registry import allow
-from lab.run import Run
+from lab.run import ENDED, Run
 from lab.types import check_types
 
 ERROR = "error.txt"
 """The file in a stage's folder that has the traceback of what made it fail."""
-ENDED = ("finished", "gated")
-"""What a run's status says when there is nothing to go on with."""
 LEFT = 120.0
 """Seconds that a lock may outlive its process, as on a network disk when a machine is lost."""
 
@@ -191,7 +189,7 @@ def _train_all(this: Run, plan: Plan, watching: Sequence[Callback] = ()) -> Run:
                 this.record("running", {name: {"status": "skipped", "parents": stage.parents}})
                 continue
             result = known.get(name, {})
-            if result.get("status") not in ("finished", "gated"):
+            if result.get("status") not in ENDED:
                 result = _run_stage(this, plan, name, watching)
             if result["missed"] and not this.manifest.get("smoke"):
                 closed.add(name)

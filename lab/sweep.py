@@ -35,7 +35,7 @@ from lab.gates import figure
 from lab.jobs import asked, resume, spread, told, workers
 from lab.plan import Plan
 from lab.recipe import shown
-from lab.run import Run
+from lab.run import ENDED, Run
 from lab.space import Sweep, misfits
 from lab.study import ERROR, RUNS, Sweeping, Work, presence
 from lab.trainer import processes
@@ -142,7 +142,7 @@ def train(sweeping: Sweeping, worker: Fresh, trial: FrozenTrial) -> str:
     figures, pruned = [], False
     for number, folder in enumerate(trial.user_attrs[RUNS]):
         this = Run(work.folder.parent / folder)
-        ended = this.status in ("finished", "gated")
+        ended = this.status in ENDED
         if not ended and (last := told(this, worker, _asked(sweeping, trial, this, first=not number))):
             if this.status in ("interrupted", "stopped", "running"):  # it goes on another time
                 return f"trial {trial.number + 1} was left: {last}"

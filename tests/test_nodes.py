@@ -25,7 +25,7 @@ from lab.cli import main
 from lab.document import RecipeError
 from lab.errors import UserError
 from lab.following import Hand
-from lab.launch import Order
+from lab.launch import Order, free_port
 from lab.link import Gone, Link
 from lab.nodes import Here, Width
 from lab.run import folders
@@ -74,12 +74,6 @@ def own_launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def recipe(epochs: int = 2) -> str:
     Path("tiny.yaml").write_text(RECIPE.format(epochs=epochs), encoding="utf-8")
     return "tiny.yaml"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Launch:
