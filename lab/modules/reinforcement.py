@@ -26,7 +26,7 @@ from lab.batch import Rollout, Trajectories
 from lab.distributed import distributed, mean_of_all, summed
 from lab.errors import UserError
 from lab.modules import Technique, counted
-from lab.modules.supervised import Terms
+from lab.modules.supervised import Terms, means
 from lab.normalization import Running
 from lab.optimization import OptimizerFactory, SchedulerFactory, scheduled
 from lab.policies import VALUE_GAIN, orthogonal_, width_of
@@ -394,9 +394,9 @@ class Reinforcement(Technique):
         now = time.monotonic()
         if self._since is None:
             self._since = now, self.env_steps
-        parts = [{"loss": found.loss.detach(), **{k: v.detach() for k, v in found.parts.items()}} for found in terms]
-        means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-        self._watched.append({**means, **self.watched(steps)})
+        parts = [found.detached() for found in terms]
+        update = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        self._watched.append({**update, **self.watched(steps)})
         if len(rollout.episode_returns):
             self._ended.append((rollout.episode_returns, rollout.episode_lengths))
         every = max(int(getattr(self.trainer, "log_every_n_steps", 1)), 1)
@@ -411,10 +411,7 @@ class Reinforcement(Technique):
             self._since = now, self.env_steps
 
     def _means(self) -> dict[str, Tensor]:
-        found = {
-            f"train/{name}": torch.stack([rollout[name] for rollout in self._watched if name in rollout]).mean()
-            for name in dict.fromkeys(name for rollout in self._watched for name in rollout)
-        }
+        found = means(self._watched)
         found["train/env_steps"] = torch.tensor(float(self.env_steps), device=self.device)
         if self._ended:
             found["train/return"] = torch.cat([returns for returns, _ in self._ended]).mean()

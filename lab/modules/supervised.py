@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -36,6 +37,18 @@ class Terms:
     def __init__(self, loss: Tensor, **parts: Tensor) -> None:
         self.loss = loss
         self.parts = parts
+
+    def detached(self) -> dict[str, Tensor]:
+        """All of them by name, for watching."""
+        return {"loss": self.loss.detach(), **{name: part.detach() for name, part in self.parts.items()}}
+
+
+def means(watched: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """``train/<name>``: the mean of each scalar over those that have it."""
+    names = dict.fromkeys(name for scalars in watched for name in scalars)
+    return {
+        f"train/{name}": torch.stack([scalars[name] for scalars in watched if name in scalars]).mean() for name in names
+    }
 
 
 class Supervised(Technique):
@@ -157,7 +170,7 @@ class Supervised(Technique):
     def on_train_epoch_end(self) -> None:
         """Log what the last, unfinished window of steps gave."""
         if self._watched:
-            self.log_dict(self._means(), on_step=False, on_epoch=True, sync_dist=True)
+            self.log_dict(means(self._watched), on_step=False, on_epoch=True, sync_dist=True)
             self._watched.clear()
 
     def on_test_epoch_start(self) -> None:
@@ -186,17 +199,9 @@ class Supervised(Technique):
             every = max(int(getattr(self.trainer, "log_every_n_steps", 1)), 1)
             self._watched.clear()
             self._window_end = (step // every + 1) * every
-        self._watched.append(
-            {"loss": terms.loss.detach(), **{name: term.detach() for name, term in terms.parts.items()}}
-        )
+        self._watched.append(terms.detached())
         if step + 1 == self._window_end:
-            self.log_dict(self._means(), on_step=True, on_epoch=False)
-
-    def _means(self) -> dict[str, Tensor]:
-        return {
-            f"train/{name}": torch.stack([terms[name] for terms in self._watched if name in terms]).mean()
-            for name in dict.fromkeys(name for terms in self._watched for name in terms)
-        }
+            self.log_dict(means(self._watched), on_step=True, on_epoch=False)
 
     def _judge(self, batch: Labelled, split: str, metrics: nn.Module) -> None:
         outputs = self.answers(batch)
