@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -503,9 +502,11 @@ class TestDevices:
         [line] = changed("max_epochs: 1", said)
         assert line.startswith(f"recipe.yaml:{expected}")
 
-    @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="it is installed here")
     @pytest.mark.parametrize("name", ["deepspeed", "deepspeed_stage_3_offload"])
-    def test_whose_strategy_is_not_installed(self, name: str, changed: Refused) -> None:
+    def test_whose_strategy_is_not_installed(
+        self, name: str, changed: Refused, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("lightning.pytorch.strategies.deepspeed._DEEPSPEED_AVAILABLE", False)
         [line] = changed("max_epochs: 1", f"strategy: {name}")
         assert line.startswith("recipe.yaml:3:21: trainer.strategy: ")
         assert "pip install -U deepspeed" in line
