@@ -279,6 +279,7 @@ def end(status: int) -> None:
         link.part(status)
         link.close()
     if _Now.requeues:
+        _Now.requeues = False  # once, whatever this process runs next
         _requeue()
     if link is not None:
         launch.leave(status)

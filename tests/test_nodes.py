@@ -178,7 +178,7 @@ def test_two_machines_go_on_with_a_run_of_one_process_and_end_as_it_would_have()
     assert only_run().results["stages"]["main"]["devices"] == 2
     assert "num_nodes" not in run.recipe.read_text()  # so that it can be gone on with on any number
     assert launch.said(0).strip().splitlines()[-1] == str(run.folder)
-    assert "main" not in launch.said(1)
+    assert "tiny/main" not in launch.said(1)  # the first machine shows how far it is
     assert [path.name for path in (run.stage("main") / "logs").iterdir()] == ["rank-1.txt"]
 
 
@@ -360,6 +360,8 @@ def test_a_job_that_cannot_be_requeued_says_so(
     said = capsys.readouterr().err
     assert "lab resume" in said
     assert "job 42 could not be requeued: [Errno 2] No such file or directory: 'scontrol'" in said
+    assert main(["show", "no-such-run"]) == 2
+    assert "requeued" not in capsys.readouterr().err
 
 
 # --- what they say to each other -------------------------------------------------------------------------------------
