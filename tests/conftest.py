@@ -1,5 +1,6 @@
 """What every test stands on: a folder of its own to work in, one thread, no W&B account, no names of other tests."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import torch
 
 from lab import registry
 from lab.registry import KINDS
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background jobs, whatever they start included
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
